@@ -1,0 +1,165 @@
+"""What the jobs share: exit codes, logging, the Ray connection, and flags that several have.
+
+Exit codes: 0 all done; 1 crash; 2 bad arguments, plan mismatch or unusable storage; 3 finished with
+failed, damaged or missing shards, or stopped; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest, shard_id
+from pipeline.table import BadTable
+from pqmim.checkpoint import CheckpointError
+from pqmim.codec import Codec
+
+OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class UsageError(Exception):
+    """Something that the person who typed the command can put right."""
+
+
+def setup_logging() -> None:
+    """One format for every job, on standard error."""
+    level = os.environ.get("PQMIM_LOG", "INFO").upper()
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level, format=form, stream=sys.stderr)
+    for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def run(main: Callable[[], int]) -> int:
+    """Call a job; errors that a person can act on become one line and an exit code."""
+    setup_logging()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        return main()
+    except (UsageError, PlanMismatch, storage.StorageError, BadTable, CheckpointError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to resume\n")
+        return INTERRUPTED
+
+
+def run_id() -> str:
+    """A sortable, unique name for one submission."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(3)
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that decide the output: they are frozen in the archive's plan."""
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--input", nargs="+", required=True, metavar="SHARDS",
+        help="WebDataset tars: paths or URLs with {000..123} or *, folders, prefixes, @list.txt",
+    )  # fmt: skip
+    group.add_argument("--image-key", nargs="+", default=list(Plan.image_keys), metavar="EXT",
+                       help="extensions of the image member, best first (%(default)s)")  # fmt: skip
+    group.add_argument("--keep", nargs="*", default=[], metavar="COLUMN",
+                       help="members to pass through: txt json.label:int32")  # fmt: skip
+    group.add_argument("--min-side", type=int, default=Plan.min_side, metavar="PIXELS",
+                       help="smaller images become rows 'too_small' (%(default)s)")  # fmt: skip
+    group.add_argument("--max-pixels", type=int, default=Plan.max_pixels, metavar="N",
+                       help="larger images become rows 'too_large' (%(default)s)")  # fmt: skip
+    group = parser.add_argument_group("codes")
+    group.add_argument("--model", default="default", help="weights: path or name (%(default)s)")
+    group.add_argument("--quality", type=int, default=8, metavar="M",
+                       help="sub-codes kept, 1..16: M/32 bpp with the shipped model (%(default)s)")  # fmt: skip
+    group.add_argument("--resize", type=int, metavar="PIXELS", help="shorter side (native size)")
+    group.add_argument("--crop", type=int, metavar="PIXELS", help="centre square after --resize")
+    group.add_argument("--store", choices=["codes"], default="codes", help="payload (%(default)s)")
+    group.add_argument("--hash", action="store_true", help="keep the sha256 of the source image")
+    group.add_argument("--measure", choices=["none", "psnr"], default="none",
+                       help="decode at once and keep the PSNR in dB (%(default)s)")  # fmt: skip
+    group.add_argument("--batch-pixels", type=int, default=Plan.batch_pixels, metavar="N",
+                       help="pixels of a batch (%(default)s; a large GPU likes 4 to 16 million)")  # fmt: skip
+
+
+def add_resource_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that decide the speed and nothing else."""
+    group = parser.add_argument_group("resources")
+    group.add_argument("--replicas", type=int, default=1, help="copies of the model (%(default)s)")
+    group.add_argument("--device", default="cuda", help="'cuda' or 'cpu' (%(default)s)")
+    group.add_argument("--gpus-per-replica", type=float, metavar="G",
+                       help="a fraction shares a GPU (1 with --device cuda, else 0)")  # fmt: skip
+    group.add_argument("--cpus-per-replica", type=float, default=1.0, metavar="C",
+                       help="CPUs that Ray reserves for a replica (%(default)s)")  # fmt: skip
+    group.add_argument("--threads", type=int, default=1, help="torch threads a replica (%(default)s)")
+    group.add_argument("--decode-threads", type=int, default=2, help="a replica (%(default)s)")
+    group.add_argument("--queue-mb", type=int, default=256, metavar="MB",
+                       help="images read ahead, a shard in flight (%(default)s)")  # fmt: skip
+
+
+def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> Plan:
+    """The plan that the flags describe."""
+    if not 1 <= args.quality <= codec.config.subcodes:
+        raise UsageError(f"--quality {args.quality}: this model has 1..{codec.config.subcodes}")
+    try:
+        return Plan(
+            model=codec.fingerprint, quality=args.quality, stride=codec.config.stride,
+            codewords=codec.config.codewords, inputs=len(specs),
+            inputs_digest=listing_digest(specs), store=args.store,
+            image_keys=tuple(k.lower().lstrip(".") for k in args.image_key),
+            keep=tuple(args.keep), resize=args.resize, crop=args.crop, min_side=args.min_side,
+            max_pixels=args.max_pixels, hash=args.hash, measure=args.measure,
+            batch_pixels=args.batch_pixels,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def resources_of(args: argparse.Namespace) -> Resources:
+    """The resources that the flags describe."""
+    gpus = args.gpus_per_replica
+    if gpus is None:
+        gpus = 1.0 if args.device.startswith("cuda") else 0.0
+    if args.replicas < 1 or args.threads < 1 or args.decode_threads < 1:
+        raise UsageError("--replicas, --threads and --decode-threads must be 1 or more")
+    return Resources(
+        replicas=args.replicas, device=args.device, gpus_per_replica=gpus,
+        cpus_per_replica=args.cpus_per_replica, threads=args.threads,
+        decode_threads=args.decode_threads, queue_bytes=args.queue_mb << 20,
+    )  # fmt: skip
+
+
+def list_shards(inputs: list[str]) -> list[ShardSpec]:
+    """Expand ``--input`` into shards, sorted by URL."""
+    found = storage.expand(inputs)
+    return [ShardSpec(shard_id(o.url), o.url, o.size, o.etag) for o in found]
+
+
+def connect(resources: Resources) -> None:
+    """Join the Ray cluster, or start one on this machine; find out now if it has no GPU."""
+    import ray  # here, so that the jobs without replicas start quickly
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        here = {} if os.environ.get("RAY_ADDRESS") or _in_job() else {"include_dashboard": False}
+        ray.init(log_to_driver=True, configure_logging=False, **here)
+    has = ray.cluster_resources()
+    if resources.device.startswith("cuda") and not has.get("GPU"):
+        raise UsageError(
+            "this Ray cluster has no GPU; give --device cpu to encode on the CPU (slow: tens of "
+            "images a second and core), or add GPU nodes"
+        )
+
+
+def _in_job() -> bool:
+    """Under ``ray job submit``: the address comes from the job manager."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def default_local_uri(uri: str) -> str:
+    """Absolute form of a local path; URLs as they are."""
+    return uri if "://" in uri else str(Path(uri).absolute())

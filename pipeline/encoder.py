@@ -1,0 +1,287 @@
+"""One shard through one replica: tar in, code table out.
+
+    open_read -> ShardReader -> Sample --decode threads--> Ready --Batcher--> codec.encode
+        -> codes -> Row -> write_table -> commit -> ShardResult
+
+Threads and queues live inside the replica; nothing goes through Ray but a ShardSpec in and a
+ShardResult out.  Rows are in tar order and batches are a function of the shard and the plan alone,
+so any number of replicas, threads and attempts gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import commit, images, keep, storage, table
+from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.readahead import ByteBudget, read_ahead
+from pipeline.shards import Sample, ShardReader
+from pipeline.table import Row
+from pqmim.codec import Codec, reflect_pad
+
+STAGES = ("read", "decode", "encode", "code", "write")
+MAX_BATCH = 64  # images
+PENDING_BATCHES = 8  # batches' worth of pixels that may wait in unfilled buckets
+
+
+class Clock:
+    """Seconds by stage, added up over threads."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[name] += time.perf_counter() - begin
+
+
+class Replica:
+    """A codec on its device and the decode threads that feed it; lives as long as its process."""
+
+    def __init__(self, codec: Codec, decode_threads: int = 2, queue_bytes: int = 256 << 20) -> None:
+        self.codec, self.queue_bytes = codec, queue_bytes
+        self.pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._device_lock = threading.Lock()
+
+    def encode(self, pixels: Tensor, quality: int, clock: Clock) -> np.ndarray:
+        """uint8 [B,3,H,W] -> codes [B,h,w,quality]; one batch at a time on the device."""
+        with self._device_lock, clock.stage("encode"):
+            return _encode(self.codec, pixels, quality).cpu().numpy()
+
+    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
+        """Codes [B,h,w,m] -> uint8 [B,3,height,width] on the CPU."""
+        with self._device_lock:
+            return self.codec.decode(codes, height, width).cpu()
+
+    def calibrate(self, plan: Plan, seconds: float = 1.0) -> float:
+        """Megapixels a second of the bare model on batches of the plan's size; also warms it up."""
+        side = plan.crop or plan.resize or 512
+        batch = batch_size(plan, side, side)
+        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        clock = Clock()
+        self.encode(pixels, plan.quality, Clock())
+        count = 0
+        while clock.seconds["encode"] < seconds:
+            self.encode(pixels, plan.quality, clock)
+            count += 1
+        return count * batch * side * side / clock.seconds["encode"] / 1e6
+
+
+def _encode(codec: Codec, pixels: Tensor, quality: int) -> Tensor:
+    """Encode; out of memory halves the batch once, and then it is an error."""
+    try:
+        return codec.encode(pixels, quality)
+    except torch.OutOfMemoryError:
+        if len(pixels) == 1:
+            raise
+        torch.cuda.empty_cache()
+        return torch.cat([codec.encode(half, quality) for half in pixels.chunk(2)])
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A sample whose image is decoded, or is known to be bad."""
+
+    row: Row
+    pixels: Tensor | None  # uint8 [3, H, W], padded to multiples of the stride
+    height: int = 0  # as encoded, without padding
+    width: int = 0
+
+
+def batch_size(plan: Plan, height: int, width: int) -> int:
+    """Images of one shape in a full batch."""
+    return max(1, min(MAX_BATCH, plan.batch_pixels // (height * width)))
+
+
+class Batcher:
+    """Groups pictures of one padded shape; what is full, or too much to keep, comes out."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.pending = plan, 0
+        self.buckets: dict[tuple[int, int], list[tuple[int, Ready]]] = {}
+
+    def add(self, index: int, ready: Ready) -> Iterator[list[tuple[int, Ready]]]:
+        """Add a picture; yields full batches, and the largest bucket when too many pixels wait."""
+        assert ready.pixels is not None
+        shape = (ready.pixels.shape[1], ready.pixels.shape[2])
+        bucket = self.buckets.setdefault(shape, [])
+        bucket.append((index, ready))
+        self.pending += shape[0] * shape[1]
+        if len(bucket) == batch_size(self.plan, *shape):
+            yield self._take(shape)
+        while self.pending > PENDING_BATCHES * self.plan.batch_pixels:
+            yield self._take(max(self.buckets, key=lambda s: s[0] * s[1] * len(self.buckets[s])))
+
+    def rest(self) -> Iterator[list[tuple[int, Ready]]]:
+        """What is left, in the order in which the shapes first came."""
+        for shape in list(self.buckets):
+            yield self._take(shape)
+
+    def _take(self, shape: tuple[int, int]) -> list[tuple[int, Ready]]:
+        batch = self.buckets.pop(shape)
+        self.pending -= shape[0] * shape[1] * len(batch)
+        return batch
+
+
+def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
+    """Sample -> decoded picture or a row that says why there is none."""
+    kept, problems = {}, []
+    for column in map(keep.parse, plan.keep):
+        kept[column.name], problem = column.value(sample.members)
+        problems += [problem] if problem else []
+    row = Row(printable(sample.key), Status.OK, "; ".join(problems)[:200] or None, kept=kept)
+    extension = next((e for e in plan.image_keys if e in sample.members), None)
+    if extension is None:
+        return Ready(_missing(row, sample, plan), None)
+    data = sample.members[extension]
+    if plan.hash:
+        row = replace(row, source_sha256=hashlib.sha256(data).digest())
+    with clock.stage("decode"):
+        try:
+            picture = images.decode(data, plan)
+        except images.BadImage as bad:
+            return Ready(replace(row, status=bad.status, error=str(bad)[:200]), None)
+        pixels = torch.from_numpy(picture.pixels)
+        padded = reflect_pad(pixels[None], stride)[0]
+    row = replace(
+        row, width=picture.width, height=picture.height,
+        grid_h=padded.shape[1] // stride, grid_w=padded.shape[2] // stride,
+    )  # fmt: skip
+    return Ready(row, padded, pixels.shape[1], pixels.shape[2])
+
+
+def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
+    """The row of a sample without a readable image."""
+    unread = next((e for e in plan.image_keys if e in sample.unread), None)
+    if unread is not None:
+        error = f".{unread}: {sample.unread[unread]}"
+        status = Status.TOO_LARGE if "over the limit" in error else Status.MISSING_IMAGE
+        return replace(row, status=status, error=error[:200])
+    found = ", ".join(f".{e}" for e in sample.members) or "nothing that was asked for"
+    error = f"no member .{'/.'.join(plan.image_keys)}; the sample has {found}"
+    return replace(row, status=Status.MISSING_IMAGE, error=error[:200])
+
+
+def printable(key: str) -> str:
+    """A key as UTF-8; bytes that are not (surrogate escapes here) become ``\\udcXX``."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+def encode_rows(reader: ShardReader, plan: Plan, replica: Replica, clock: Clock) -> tuple[list[Row], int]:
+    """Every sample of the shard as a row, in order, and the pixels encoded."""
+    rows: list[Row] = []
+    batcher, pixels, keys = Batcher(plan), 0, set[str]()
+    stride = replica.codec.config.stride
+    stream = read_ahead(
+        _timed(reader, clock), lambda sample: prepare(sample, plan, stride, clock), replica.pool,
+        ByteBudget(replica.queue_bytes),
+        size_before=lambda sample: sum(map(len, sample.members.values())),
+        size_after=lambda ready: 0 if ready.pixels is None else ready.pixels.nbytes,
+    )  # fmt: skip
+    for index, ready in enumerate(stream):
+        duplicate = ready.row.key in keys
+        keys.add(ready.row.key)
+        if duplicate:
+            error = "the key occurs earlier in this shard; this one is not encoded"
+            ready = Ready(replace(ready.row, status=Status.DUPLICATE_KEY, error=error), None)
+        rows.append(ready.row)
+        if ready.pixels is not None:
+            pixels += ready.height * ready.width
+            for batch in batcher.add(index, ready):
+                encode_batch(batch, rows, plan, replica, clock)
+    for batch in batcher.rest():
+        encode_batch(batch, rows, plan, replica, clock)
+    return rows, pixels
+
+
+def encode_batch(
+    batch: list[tuple[int, Ready]], rows: list[Row], plan: Plan, replica: Replica, clock: Clock
+) -> None:
+    """Fill in the codes of one batch; a part-full one is padded to a power of two."""
+    pictures = [ready.pixels for _, ready in batch if ready.pixels is not None]
+    full = batch_size(plan, *pictures[0].shape[1:])
+    size = min(full, 1 << (len(pictures) - 1).bit_length())
+    pixels = torch.stack(pictures + [pictures[-1]] * (size - len(pictures)))
+    codes = replica.encode(pixels, plan.quality, clock)
+    quality = replica.decode(torch.from_numpy(codes), *pixels.shape[2:]) if plan.measure == "psnr" else None
+    with clock.stage("code"):
+        for place, (index, ready) in enumerate(batch):
+            raw = codes[place].astype(codes.dtype.newbyteorder("<"), copy=False).tobytes()
+            psnr = None if quality is None else _psnr(quality[place], pixels[place], ready)
+            rows[index] = replace(rows[index], codes=raw, crc32=zlib.crc32(raw), psnr=psnr)
+
+
+def _psnr(decoded: Tensor, source: Tensor, ready: Ready) -> float:
+    """PSNR in dB over the picture without its padding; 99 for no difference."""
+    a, b = (x[:, : ready.height, : ready.width].to(torch.float64) for x in (decoded, source))
+    error = float((a - b).square().mean())
+    return 99.0 if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def _timed(reader: ShardReader, clock: Clock) -> Iterator[Sample]:
+    """The reader's samples, with its time."""
+    samples = iter(reader)
+    while True:
+        with clock.stage("read"):
+            sample = next(samples, None)
+        if sample is None:
+            return
+        yield sample
+
+
+def encode_shard(
+    spec: ShardSpec, plan: Plan, store: storage.Store, replica: Replica, attempt: int = 1
+) -> ShardResult:
+    """Encode one shard and commit its table; what is committed already is returned as it is.
+
+    Raises:
+        pipeline.storage.StorageError: by class of recovery.
+        pipeline.plan.PlanMismatch: the source or the plan is not the one of the committed table.
+    """
+    found = commit.find_committed(store, plan, spec)
+    if found is not None:
+        return found
+    begin, clock = time.perf_counter(), Clock()
+    kept = {keep.parse(spec_).extension for spec_ in plan.keep}
+    wanted = {*plan.image_keys, *kept}
+    with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
+        reader = ShardReader(stream, spec.size, wanted=wanted.__contains__)
+        rows, pixels = encode_rows(reader, plan, replica, clock)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.status.value] = counts.get(row.status.value, 0) + 1
+    result = ShardResult(
+        shard_id=spec.shard_id, url=spec.url, source_size=spec.size, source_etag=spec.etag,
+        outcome="done" if reader.complete and not reader.damage else "damaged",
+        damage=reader.damage, rows=counts, pixels=pixels,
+        code_bytes=sum(len(row.codes or b"") for row in rows),
+        table_bytes=0, table_sha256="", table_etag="", attempt=attempt,
+    )  # fmt: skip
+    with clock.stage("write"):
+        data = table.write_table(rows, plan, spec, result)
+    result = replace(
+        result, table_bytes=len(data), table_sha256=hashlib.sha256(data).hexdigest(),
+        seconds={k: round(v, 4) for k, v in clock.seconds.items()},
+        wall_s=round(time.perf_counter() - begin, 4),
+        rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )  # fmt: skip
+    return commit.commit(store, plan, result, data)

@@ -1,0 +1,173 @@
+"""The records that cross process and file borders: Plan, ShardSpec, ShardResult, Status.
+
+A Plan is everything that decides the bytes of the output, frozen when the archive is begun and kept
+in ``<out>/plan.json``.  Resources (replicas, threads, device) are not in it: they may change between
+two submissions of the same job, the output may not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import posixpath
+import re
+from dataclasses import dataclass, field
+
+FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
+
+
+class Status(enum.StrEnum):
+    """What became of one image.  Exactly one row a sample, whatever the status."""
+
+    OK = "ok"
+    DECODE_ERROR = "decode_error"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    MISSING_IMAGE = "missing_image"
+    DUPLICATE_KEY = "duplicate_key"
+
+
+class PlanMismatch(Exception):
+    """The output prefix belongs to a run with other options, model or input."""
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One input shard: all that a replica is sent."""
+
+    shard_id: str
+    url: str
+    size: int  # bytes
+    etag: str
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """One processed shard: all that a replica sends back, and the body of its ledger entry."""
+
+    shard_id: str
+    url: str
+    source_size: int
+    source_etag: str
+    outcome: str  # "done", or "damaged": readable rows are committed, the shard counts as failed
+    rows: dict[str, int]  # by status
+    pixels: int  # of ok images, as encoded
+    code_bytes: int  # payload columns of ok images
+    table_bytes: int
+    table_sha256: str
+    table_etag: str
+    damage: tuple[str, ...] = ()  # what is wrong with the tar
+    seconds: dict[str, float] = field(default_factory=dict)  # read, decode, encode, code, write
+    wall_s: float = 0.0
+    rss_bytes: int = 0
+    attempt: int = 1
+    adopted: bool = False  # the table was already there, from an attempt whose ledger was lost
+
+    def to_json(self) -> bytes:
+        """The ledger entry."""
+        return (json.dumps(dataclasses.asdict(self), sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ShardResult:
+        """Read :meth:`to_json` output."""
+        fields = json.loads(data)
+        return cls(**{**fields, "damage": tuple(fields["damage"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The frozen description of a run."""
+
+    model: str  # fingerprint of the codec
+    quality: int  # sub-codes kept, 1..M
+    stride: int
+    codewords: int
+    inputs: int  # shards in the listing
+    inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
+    store: str = "codes"
+    image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
+    resize: int | None = None  # shorter side, pixels
+    crop: int | None = None  # centre square, pixels
+    min_side: int = 16
+    max_pixels: int = 100_000_000
+    hash: bool = False  # source_sha256 column
+    measure: str = "none"  # or "psnr"
+    batch_pixels: int = 1 << 20  # pixels of one batch, which fixes its shape
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.store != "codes":
+            raise ValueError(f"store {self.store!r}: this version writes 'codes' only")
+        if self.measure not in ("none", "psnr"):
+            raise ValueError(f"measure {self.measure!r}: 'none' or 'psnr'")
+
+    def to_json(self) -> bytes:
+        """``plan.json``."""
+        return (json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Plan:
+        """Read :meth:`to_json` output.
+
+        Raises:
+            PlanMismatch: written by a newer version of this software.
+        """
+        fields = json.loads(data)
+        if fields.get("format_version", 0) > FORMAT_VERSION:
+            raise PlanMismatch(
+                f"archive format {fields['format_version']} is newer than this software "
+                f"(format {FORMAT_VERSION}): update it"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the plan, in every table's footer."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def differences(self, other: Plan) -> list[str]:
+        """``field: mine, theirs`` for each field that differs."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [f"{k}: {mine[k]!r}, there {theirs[k]!r}" for k in mine if mine[k] != theirs[k]]
+
+
+def shard_id(url: str) -> str:
+    """A readable, unique object name for the shard: slug of the URL's last part + 8 hex digits."""
+    stem = re.sub(r"\.tar$", "", posixpath.basename(url.rstrip("/")))
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80] or "shard"
+    return f"{slug}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def listing_digest(specs: list[ShardSpec]) -> str:
+    """sha256 over the sorted listing; what 'the same input' means."""
+    digest = hashlib.sha256()
+    for spec in sorted(specs, key=lambda s: s.url):
+        digest.update(f"{spec.url}\0{spec.size}\0{spec.etag}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """What a replica sends back instead of a result."""
+
+    shard_id: str
+    url: str
+    kind: str  # "transient", "fatal", "error" or "lost": see driver.decide
+    message: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run is given; none of it changes a byte of the output."""
+
+    replicas: int = 1
+    device: str = "cpu"
+    gpus_per_replica: float = 0.0
+    cpus_per_replica: float = 1.0
+    threads: int = 1  # torch threads of a replica
+    decode_threads: int = 2
+    queue_bytes: int = 256 << 20

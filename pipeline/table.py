@@ -1,0 +1,190 @@
+"""The code table: one Parquet file a shard, one row a sample, in tar order.
+
+    key string | status string | error string? | width height int32 | grid_w grid_h int16
+    codes binary? [h, w, M] row-major | bitstream binary? | crc32 int64? of the raw codes
+    psnr float32? | source_sha256 binary? | kept columns
+
+``binary`` rather than lists, which read about 20 times slower.  Payload columns are uncompressed
+(they are dense already) and have no dictionary or statistics; text is zstd.  Page checksums are on:
+without them a flipped bit in a page goes unnoticed.  The same rows give the same bytes.
+
+The footer says what the table is (``pqmim.*`` keys): format, plan, codec, source object and row
+counts, and the deterministic part of the ledger entry, from which a lost ledger is rebuilt.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import keep
+from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
+
+ROW_GROUP = 1024  # rows
+PREFIX = "pqmim."
+STRINGS = ("key", "status", "error")
+
+
+class BadTable(Exception):
+    """A code table that cannot be read or is not what its name says."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample."""
+
+    key: str
+    status: Status
+    error: str | None = None  # first 200 characters
+    width: int = 0  # of the source, upright; 0 when unknown
+    height: int = 0
+    grid_w: int = 0
+    grid_h: int = 0
+    codes: bytes | None = None
+    bitstream: bytes | None = None
+    crc32: int | None = None
+    psnr: float | None = None
+    source_sha256: bytes | None = None
+    kept: dict[str, object] = field(default_factory=dict)
+
+
+def schema(plan: Plan) -> pa.Schema:
+    """Columns of the plan's tables."""
+    columns = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("grid_w", pa.int16(), nullable=False),
+        pa.field("grid_h", pa.int16(), nullable=False),
+        pa.field("codes", pa.binary()),
+        pa.field("bitstream", pa.binary()),
+        pa.field("crc32", pa.int64()),
+        pa.field("psnr", pa.float32()),
+        pa.field("source_sha256", pa.binary()),
+    ]
+    kept = [keep.parse(spec) for spec in plan.keep]
+    columns += [pa.field(k.name, pa.type_for_alias(k.type)) for k in kept]
+    return pa.schema(columns)
+
+
+def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardResult) -> bytes:
+    """The Parquet file of a shard; of ``result`` only what two runs share enters the footer."""
+    columns = schema(plan)
+    data = {
+        name: [row.kept.get(name) if name in plan_keeps(plan) else getattr(row, name) for row in rows]
+        for name in columns.names
+    }
+    data["status"] = [row.status.value for row in rows]
+    footer = {
+        "format_version": str(FORMAT_VERSION),
+        "plan_digest": plan.digest,
+        "model": plan.model,
+        "subcodes": str(plan.quality),
+        "codewords": str(plan.codewords),
+        "stride": str(plan.stride),
+        "preprocessing": json.dumps({"resize": plan.resize, "crop": plan.crop}, sort_keys=True),
+        "shard_id": spec.shard_id,
+        "source_url": spec.url,
+        "source_size": str(spec.size),
+        "source_etag": spec.etag,
+        "rows": json.dumps(result.rows, sort_keys=True),
+        "result": json.dumps(
+            {"outcome": result.outcome, "rows": result.rows, "pixels": result.pixels,
+             "code_bytes": result.code_bytes, "damage": result.damage}, sort_keys=True),
+        "versions": json.dumps({n: version(n) for n in ("torch", "pyarrow")}, sort_keys=True),
+    }  # fmt: skip
+    table = pa.table(data, schema=columns.with_metadata({PREFIX + k: v for k, v in footer.items()}))
+    text = {*STRINGS, *(n for n in columns.names if columns.field(n).type == pa.string())}
+    sink = io.BytesIO()
+    pq.write_table(
+        table, sink, version="2.6", row_group_size=ROW_GROUP, use_dictionary=["status"],
+        compression={n: "zstd" if n in text else "none" for n in columns.names},
+        write_statistics=["key", "width", "height"], write_page_index=True,
+        write_page_checksum=True,
+    )  # fmt: skip
+    return sink.getvalue()
+
+
+def plan_keeps(plan: Plan) -> set[str]:
+    """Names of the passthrough columns."""
+    return {keep.parse(spec).name for spec in plan.keep}
+
+
+def read_footer(data: bytes) -> dict[str, str]:
+    """The ``pqmim.*`` metadata of a table, without the prefix.
+
+    Raises:
+        BadTable: not Parquet, truncated, or not a code table.
+    """
+    try:
+        metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadTable(f"not a readable Parquet file: {error}") from error
+    footer = {k.decode(): v.decode() for k, v in metadata.items()}
+    found = {k.removeprefix(PREFIX): v for k, v in footer.items() if k.startswith(PREFIX)}
+    if "plan_digest" not in found:
+        raise BadTable("a Parquet file, but not a code table: its footer has no pqmim.plan_digest")
+    return found
+
+
+def read_rows(data: bytes, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of a table, page checksums verified; columns not asked for keep their defaults.
+
+    Raises:
+        BadTable: damaged bytes, at the latest when the damaged row group is reached.
+    """
+    read_footer(data)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        own = set(Row.__dataclass_fields__)
+        for group in range(file.num_row_groups):
+            for record in file.read_row_group(group, columns=columns).to_pylist():
+                fixed = {k: v for k, v in record.items() if k in own}
+                fixed["status"] = Status(fixed.get("status", Status.OK))
+                fixed.setdefault("key", "")
+                yield Row(**fixed, kept={k: v for k, v in record.items() if k not in own})
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise BadTable(f"damaged table: {error}") from error
+
+
+def write_listing(specs: Sequence[ShardSpec]) -> bytes:
+    """``inputs.parquet``: the frozen input listing of an archive."""
+    names = ("shard_id", "url", "size", "etag")
+    sink = io.BytesIO()
+    pq.write_table(pa.table({n: [getattr(s, n) for s in specs] for n in names}), sink)
+    return sink.getvalue()
+
+
+def read_listing(data: bytes) -> list[ShardSpec]:
+    """Read :func:`write_listing` output."""
+    try:
+        return [ShardSpec(**record) for record in pq.read_table(pa.BufferReader(data)).to_pylist()]
+    except (pa.ArrowInvalid, OSError, TypeError) as error:
+        raise BadTable(f"inputs.parquet is damaged: {error}") from error
+
+
+def write_manifest(results: Sequence[ShardResult]) -> bytes:
+    """``manifest.parquet``: one row a table, what readers open instead of listing."""
+    data = {
+        "name": [f"codes/{r.shard_id}.parquet" for r in results],
+        "shard_id": [r.shard_id for r in results],
+        "url": [r.url for r in results],
+        "outcome": [r.outcome for r in results],
+        "rows": [sum(r.rows.values()) for r in results],
+        "ok_rows": [r.rows.get(Status.OK.value, 0) for r in results],
+        "pixels": [r.pixels for r in results],
+        "code_bytes": [r.code_bytes for r in results],
+        "table_bytes": [r.table_bytes for r in results],
+        "table_sha256": [r.table_sha256 for r in results],
+    }
+    sink = io.BytesIO()
+    pq.write_table(pa.table(data), sink, compression="zstd")
+    return sink.getvalue()

@@ -1,0 +1,219 @@
+"""Grids of codes <-> bytes, with the masked model: one range coder, all stages in order.
+
+    codes [h, w, m] --windows of 16 x 16--> for each stage: mask what is not sent yet
+        --model--> integer logits --> integer frequencies --> intervals --range coder--> bytes
+
+Order of the symbols: stage, window (raster), position in the window (raster), sub-code.  Sub-codes
+beyond quality m carry the mask, so the stream of quality 4 g begins with the same symbols, at the
+same probabilities, as any finer one: the decoder may stop after any group.
+
+The encoder knows all codes, so all stages run in large batches; the decoder runs them in turn.
+That they agree rests on the model alone, which is exact (``pqmim.exact``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pqmim import entropy, schedule
+from pqmim.integer import Model
+from pqmim.prior_config import PriorConfig
+from pqmim.schedule import WINDOW
+
+NEVER = np.int16(-1)  # stage of what lies outside the image
+WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
+
+
+@dataclass
+class Grid:
+    """One image's codes in windows, and when each is sent."""
+
+    codes: NDArray[np.uint8]  # [W, 16, 16, m]
+    stages: NDArray[np.int16]  # [W, 16, 16, m], NEVER outside the image
+    groups: list[int]  # of each stage
+    config: PriorConfig
+
+    @classmethod
+    def of(cls, codes: NDArray[np.uint8], plan: Sequence[int], config: PriorConfig) -> Grid:
+        """Cut a grid [h, w, m] into windows.
+
+        Raises:
+            ValueError: not uint8, no position, more sub-codes than the model, or no such codeword.
+            ScheduleError: the plan does not cover m sub-codes.
+        """
+        if codes.dtype != np.uint8 or codes.ndim != 3 or 0 in codes.shape:
+            raise ValueError(f"codes must be uint8 [h, w, m], not {codes.dtype} {codes.shape}")
+        height, width, subcodes = codes.shape
+        if subcodes > config.subcodes:
+            raise ValueError(f"{subcodes} sub-codes, but the entropy model has {config.subcodes}")
+        if codes.max() >= config.codewords:
+            raise ValueError(f"code {codes.max()} is not below {config.codewords}")
+        stages = schedule.stage_map(height, width, subcodes, plan, config.group)
+        return cls(
+            schedule.to_windows(codes, 0),
+            schedule.to_windows(stages, NEVER),
+            schedule.stage_groups(subcodes, plan, config.group),
+            config,
+        )
+
+    def windows_of(self, stage: int) -> NDArray[np.int64]:
+        """Windows in which this stage sends something (small ones may skip stages)."""
+        return np.flatnonzero((self.stages == stage).any(axis=(1, 2, 3)))
+
+    def tokens(self, window: int, stage: int) -> NDArray[np.int64]:
+        """What the model may see before this stage, [16, 16, M]."""
+        tokens = np.full((WINDOW, WINDOW, self.config.subcodes), self.config.mask, dtype=np.int64)
+        stages = self.stages[window]
+        known = (stages < stage) & (stages != NEVER)
+        tokens[..., : stages.shape[-1]][known] = self.codes[window][known]
+        return tokens
+
+    def cells(self, window: int, stage: int) -> NDArray[np.bool_]:
+        """Positions that this stage sends, [16, 16]; every sub-code of its group at once."""
+        return (self.stages[window] == stage).any(axis=-1)
+
+    def span(self, group: int) -> slice:
+        """Sub-codes of this image that belong to the group."""
+        first = group * self.config.group
+        return slice(first, min(first + self.config.group, self.codes.shape[-1]))
+
+
+def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> list[Tensor]:
+    """Weights [n, sub-codes of the group, K] of each (grid, window, stage), all of one group."""
+    tokens = np.stack([grid.tokens(window, stage) for grid, window, stage in jobs])
+    present = np.stack([grid.stages[window, ..., 0] != NEVER for grid, window, _ in jobs])
+    cells = np.stack([grid.cells(window, stage) for grid, window, stage in jobs])
+    device = model.device
+    hidden = model.hidden(
+        torch.from_numpy(tokens).to(device), torch.from_numpy(present).to(device)
+    )
+    rows = hidden.flatten(0, 1)[torch.from_numpy(cells.reshape(-1)).to(device)]
+    weights = entropy.weights(model.logits(rows, group))
+    return list(weights.split(cells.sum(axis=(1, 2)).tolist()))
+
+
+def _chunks(
+    grids: Sequence[Grid], stages: Sequence[int], size: int
+) -> Iterator[list[tuple[Grid, int, int]]]:
+    """All (grid, window, stage) of the stages, in lists of at most ``size``."""
+    jobs = [
+        (grid, int(window), stage)
+        for stage in stages
+        for grid in grids
+        if stage < len(grid.groups)
+        for window in grid.windows_of(stage)
+    ]
+    for first in range(0, len(jobs), size):
+        yield jobs[first : first + size]
+
+
+def intervals(
+    model: Model, grids: Sequence[Grid]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Start and length in 2**24 of every code, [W, 16, 16, m] per grid (0 outside)."""
+    found = [(np.zeros(g.codes.shape, np.int64), np.zeros(g.codes.shape, np.int64)) for g in grids]
+    by_grid = {id(grid): pair for grid, pair in zip(grids, found, strict=True)}
+    longest = max((grid.groups for grid in grids), key=len, default=[])
+    size = WINDOWS_AT_ONCE[model.device.type]
+    for group in sorted(set(longest)):
+        stages = [s for s, g in enumerate(longest) if g == group]
+        for jobs in _chunks(grids, stages, size):
+            for (grid, window, stage), weights in zip(
+                jobs, predict(model, jobs, group), strict=True
+            ):
+                span, cells = grid.span(group), grid.cells(window, stage)
+                symbols = torch.from_numpy(grid.codes[window][cells][:, span].astype(np.int64))
+                flat = weights[:, : symbols.shape[1]].flatten(0, 1)
+                pair = entropy.intervals(flat, symbols.reshape(-1).to(flat.device))
+                for whole, values in zip(by_grid[id(grid)], pair, strict=True):
+                    whole[window, ..., span][cells] = values.reshape(symbols.shape).cpu().numpy()
+    return found
+
+
+def encode_images(
+    model: Model, images: Sequence[NDArray[np.uint8]], plan: Sequence[int]
+) -> list[bytes]:
+    """Codes [h, w, m] of each image -> its payload.
+
+    Raises:
+        ValueError, ScheduleError: see :meth:`Grid.of`.
+    """
+    grids = [Grid.of(codes, plan, model.config) for codes in images]
+    payloads = []
+    for grid, (start, length) in zip(grids, intervals(model, grids), strict=True):
+        order = [grid.stages == stage for stage in range(len(grid.groups))]
+        payloads.append(
+            entropy.encode_intervals(
+                np.concatenate([start[sent] for sent in order]),
+                np.concatenate([length[sent] for sent in order]),
+            )
+        )
+    return payloads
+
+
+def decode_images(
+    model: Model,
+    payloads: Sequence[bytes],
+    shapes: Sequence[tuple[int, int, int]],
+    plan: Sequence[int],
+) -> list[NDArray[np.uint8]]:
+    """Undo :func:`encode_images`; ``shapes`` are the (h, w, m) of the images.
+
+    m may be smaller than what was sent, if it is a multiple of the group.  Damaged payloads decode
+    to wrong codes: check a checksum of the result.
+
+    Raises:
+        PayloadError: a payload that is not a whole number of words.
+        ValueError, ScheduleError: see :meth:`Grid.of`.
+    """
+    empty = [np.zeros(shape, dtype=np.uint8) for shape in shapes]
+    grids = [Grid.of(codes, plan, model.config) for codes in empty]
+    decoders = {
+        id(g): entropy.Decoder(payload) for g, payload in zip(grids, payloads, strict=True)
+    }
+    longest = max((grid.groups for grid in grids), key=len, default=[])
+    for stage, group in enumerate(longest):
+        for jobs in _chunks(grids, [stage], WINDOWS_AT_ONCE[model.device.type]):
+            for (grid, window, _), weights in zip(jobs, predict(model, jobs, group), strict=True):
+                span, cells = grid.span(group), grid.cells(window, stage)
+                width = span.stop - span.start
+                rows = weights[:, :width].flatten(0, 1).to(torch.float32).cpu().numpy()
+                symbols = decoders[id(grid)].decode(rows).reshape(-1, width)
+                grid.codes[window, ..., span][cells] = symbols.astype(np.uint8)
+    return [
+        schedule.from_windows(grid.codes, height, width)
+        for grid, (height, width, _) in zip(grids, shapes, strict=True)
+    ]
+
+
+def code_image(model: Model, codes: NDArray[np.uint8], plan: Sequence[int]) -> bytes:
+    """:func:`encode_images` of one image."""
+    return encode_images(model, [codes], plan)[0]
+
+
+def decode_image(
+    model: Model, payload: bytes, shape: tuple[int, int, int], plan: Sequence[int]
+) -> NDArray[np.uint8]:
+    """:func:`decode_images` of one image."""
+    return decode_images(model, [payload], [shape], plan)[0]
+
+
+def bits_per_code(
+    model: Model, images: Sequence[NDArray[np.uint8]], plan: Sequence[int]
+) -> list[float]:
+    """Ideal code length of each group, in bits per code, over all images."""
+    grids = [Grid.of(codes, plan, model.config) for codes in images]
+    bits, counts = np.zeros(model.config.groups), np.zeros(model.config.groups)
+    for grid, (_, length) in zip(grids, intervals(model, grids), strict=True):
+        for g in sorted(set(grid.groups)):
+            sent = length[..., grid.span(g)]
+            sent = sent[sent > 0]
+            bits[g] += entropy.TOTAL_BITS * sent.size - np.log2(sent).sum()
+            counts[g] += sent.size
+    return [float(b / c) for b, c in zip(bits, counts, strict=True) if c]

@@ -1,0 +1,375 @@
+"""The entropy model's checkpoint, and the engine that runs it the same on every machine.
+
+A checkpoint is a flat dict of integer tensors and a small JSON.  Integers are made once, at export;
+a loader never derives them from floats.  Loading
+
+1. checks names, types and shapes, and proves from the weights that no sum can reach 2**24;
+2. checks the SHA-256 of the integers, which is the model's id in every stream;
+3. runs a built-in test vector on the chosen device and compares the SHA-256 of its logits; a device
+   that fails is replaced by the CPU, then by the int64 NumPy oracle, and the log says so.
+
+Int8 kernels are used only for matrix shapes that pass a test with full-range operands in this very
+process: PyTorch's are wrong (16-bit saturation) on CPUs without VNNI, for instance.
+
+Cost of loading a 5 M parameter model: about 1 s, most of it hashing and the test vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pqmim import exact, oracle
+from pqmim.config import ConfigError
+from pqmim.prior_config import PriorConfig
+from pqmim.schedule import WINDOW
+
+log = logging.getLogger(__name__)
+
+SPEC = "exact-mim-1"
+MAX_SHIFT = 20
+SUM_LIMIT = 2**23  # one bit to spare below the 2**24 of float32
+POSITION_LIMIT = 2**22
+SPAN = 2 * WINDOW - 1  # relative positions along one axis
+LAYERS = ("query_key_value", "out", "up", "down")
+
+Arrays = dict[str, NDArray[np.integer]]
+
+
+class CheckpointError(ValueError):
+    """The integers of a model are incomplete, damaged, or not provably exact."""
+
+
+class RangeError(CheckpointError):
+    """A tensor's values could overflow the exact range for some input."""
+
+
+class Model(Protocol):
+    """What the coder needs of an entropy model."""
+
+    config: PriorConfig
+    model_id: bytes
+    device: torch.device
+
+    def hidden(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """int64 [B, 16, 16, M] and bool [B, 16, 16] -> [B, 256, D]."""
+
+    def logits(self, rows: Tensor, group: int) -> Tensor:
+        """[n, D] -> integers in [n, sub-codes of the group, K]."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A proven model: integers, its id, and the hash of its test vector."""
+
+    config: PriorConfig
+    arrays: Arrays
+    probe_sha256: str
+
+    @property
+    def model_id(self) -> bytes:
+        """SHA-256 over the description and every integer; streams carry its first bytes."""
+        digest = hashlib.sha256(f"{SPEC}\n{self.config.to_json()}\n".encode())
+        for name in sorted(self.arrays):
+            a = self.arrays[name]
+            digest.update(f"{name} {a.dtype.name} {a.shape}\n".encode())
+            digest.update(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes())
+        return digest.digest()
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], str]:
+        """The tensors and their JSON, for a safetensors file."""
+        meta = {
+            "spec": SPEC,
+            "config": self.config.to_json(),
+            "model_id": self.model_id.hex(),
+            "probe_sha256": self.probe_sha256,
+        }
+        tensors = {name: torch.from_numpy(a.copy()) for name, a in self.arrays.items()}
+        return tensors, json.dumps(meta, sort_keys=True)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: str) -> Checkpoint:
+        """Read :meth:`to_tensors` output and prove it exact.
+
+        Raises:
+            CheckpointError: another format, incomplete, or the integers do not match their id.
+            RangeError: the weights are not provably exact.
+        """
+        try:
+            meta = json.loads(metadata)
+            spec, wanted, probe = meta["spec"], meta["model_id"], meta["probe_sha256"]
+            config = PriorConfig.from_json(meta["config"])
+        except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+            raise CheckpointError(f"not the metadata of an entropy model: {error!r}") from error
+        if spec != SPEC:
+            raise CheckpointError(f"entropy model of spec {spec!r}; this version reads {SPEC!r}")
+        checkpoint = cls(config, {k: v.cpu().numpy() for k, v in tensors.items()}, probe)
+        prove(config, checkpoint.arrays)
+        if checkpoint.model_id.hex() != wanted:
+            raise CheckpointError(
+                f"the integers have id {checkpoint.model_id.hex()[:8]}, but the file says "
+                f"{wanted[:8]}: the weights are damaged"
+            )
+        return checkpoint
+
+
+def layer_shapes(config: PriorConfig) -> dict[str, tuple[int, int]]:
+    """Name -> (outputs, inputs) of every linear layer."""
+    d, f = config.dims, config.hidden
+    shapes = {}
+    for b, local in enumerate(config.local):
+        if local:
+            shapes[f"blocks.{b}.local"] = (d, len(exact.NEIGHBOURS) * d)
+        for name, shape in zip(LAYERS, ((3 * d, d), (d, d), (f, d), (d, f)), strict=True):
+            shapes[f"blocks.{b}.{name}"] = shape
+    shapes["head"] = (config.subcodes * config.codewords, d)
+    return shapes
+
+
+def tensor_types(config: PriorConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, dtype) of every tensor of a checkpoint."""
+    types: dict[str, tuple[tuple[int, ...], str]] = {
+        "codes": ((config.subcodes, config.codewords + 1, config.dims), "int16"),
+        "row": ((WINDOW, config.dims), "int16"),
+        "column": ((WINDOW, config.dims), "int16"),
+    }
+    for b in range(len(config.local)):
+        types[f"blocks.{b}.position"] = ((config.heads, SPAN, SPAN), "int32")
+        types[f"blocks.{b}.exponents"] = ((3,), "uint8")
+    for name, (outputs, inputs) in layer_shapes(config).items():
+        types[f"{name}.weight"] = ((outputs, inputs), "int8")
+        types[f"{name}.bias"] = ((outputs,), "int32")
+        types[f"{name}.shift"] = ((outputs,), "uint8")
+    return types
+
+
+def prove(config: PriorConfig, arrays: Arrays) -> None:
+    """Check that every sum stays exact for every input.
+
+    Products of attention need no check: 64 * 127**2 + 2**22 and 256 * 128 * 127 are below 2**24,
+    and so is the sum of at most 256 embeddings of 16 bits.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of the wrong type or shape.
+        RangeError: a value out of range; the message names the tensor and the row.
+    """
+    types = tensor_types(config)
+    if set(types) != set(arrays):
+        raise CheckpointError(f"missing or unknown tensors: {sorted(set(types) ^ set(arrays))[:5]}")
+    for name, (shape, dtype) in types.items():
+        a = arrays[name]
+        if a.shape != shape or a.dtype.name != dtype:
+            raise CheckpointError(
+                f"{name} must be {dtype} {list(shape)}, not {a.dtype.name} {list(a.shape)}"
+            )
+    if config.subcodes > 256:
+        raise RangeError(f"{config.subcodes} sub-codes: the sum of their embeddings is not exact")
+    for name in layer_shapes(config):
+        prove_layer(name, *(arrays[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
+    for b in range(len(config.local)):
+        if np.abs(arrays[f"blocks.{b}.position"].astype(np.int64)).max() >= POSITION_LIMIT:
+            raise RangeError(f"blocks.{b}.position reaches {POSITION_LIMIT}")
+        score, value, act = (int(v) for v in arrays[f"blocks.{b}.exponents"])
+        if score > MAX_SHIFT or value > 8 or not 1 <= act <= MAX_SHIFT:
+            raise RangeError(f"blocks.{b}.exponents {score}, {value}, {act} are out of range")
+
+
+def prove_layer(name: str, weight: np.ndarray, bias: np.ndarray, shift: np.ndarray) -> None:
+    """Check one linear layer.
+
+    Raises:
+        RangeError: with the first row that breaks the bound.
+    """
+    if weight.min() < -exact.ACTIVATION:
+        raise RangeError(f"{name}.weight holds -128; weights are -127..127")
+    if shift.max() > MAX_SHIFT:
+        raise RangeError(f"{name}.shift is {shift.max()}, above {MAX_SHIFT}")
+    bound = worst_sums(weight, bias)
+    if bound.max() >= SUM_LIMIT:
+        row = int(bound.argmax())
+        raise RangeError(
+            f"{name} row {row}: sums may reach {bound[row]}, the exact range ends at {SUM_LIMIT}"
+        )
+
+
+def worst_sums(weight: np.ndarray, bias: np.ndarray) -> NDArray[np.int64]:
+    """Per row, the largest magnitude that any partial sum can reach for any input."""
+    total = np.abs(weight.astype(np.int64)).sum(1)
+    return exact.ACTIVATION * total + np.abs(bias.astype(np.int64))
+
+
+def probe(config: PriorConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The test vector: one window [16, 16, M], 9 x 7 positions of it present, half masked."""
+    state, tokens = 1, np.full((WINDOW, WINDOW, config.subcodes), config.mask, dtype=np.int64)
+    for index in np.ndindex(9, 7, config.subcodes):
+        state = (state * 1664525 + 1013904223) % 2**32  # Numerical Recipes
+        if state >> 31:
+            tokens[index] = (state >> 16) % config.codewords
+    present = np.zeros((WINDOW, WINDOW), dtype=np.bool_)
+    present[:9, :7] = True
+    return tokens, present
+
+
+def probe_sha256(model: Model) -> str:
+    """SHA-256 of the test vector's logits, as little-endian int32."""
+    tokens, present = probe(model.config)
+    hidden = model.hidden(
+        torch.from_numpy(tokens)[None].to(model.device), torch.from_numpy(present)[None].to(model.device)
+    )
+    rows = hidden[0, torch.from_numpy(present.reshape(-1)).to(model.device)]
+    digest = hashlib.sha256()
+    for group in range(model.config.groups):
+        values = model.logits(rows, group).to(torch.int32).cpu().numpy()
+        digest.update(np.ascontiguousarray(values, dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+class Oracle:
+    """The int64 NumPy specification behind the engine's interface, seconds per window."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, config: PriorConfig, arrays: Arrays, model_id: bytes = b"") -> None:
+        self.config, self.arrays, self.model_id = config, arrays, model_id
+
+    def hidden(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """See :class:`Model`."""
+        result = np.zeros((len(tokens), exact.POSITIONS, self.config.dims), dtype=np.float32)
+        for out, t, p in zip(result, tokens.numpy(), present.numpy(), strict=True):
+            out[p.reshape(-1)] = oracle.hidden(self.config, self.arrays, t, p)
+        return torch.from_numpy(result)
+
+    def logits(self, rows: Tensor, group: int) -> Tensor:
+        """See :class:`Model`."""
+        values = oracle.logits(self.config, self.arrays, rows.numpy().astype(np.int64), group)
+        return torch.from_numpy(values.astype(np.float32))
+
+
+class Engine:
+    """Integers carried in float32 on one device; same results on all of them."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, int8: bool) -> None:
+        self.config, self.model_id = checkpoint.config, checkpoint.model_id
+        self.device = device
+        self.net = to_network(checkpoint.config, checkpoint.arrays, device)
+        if int8:
+            use_int8_kernels(self.net)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """See :class:`Model`."""
+        return exact.hidden(self.net, tokens, None if bool(present.all()) else present)
+
+    @torch.no_grad()
+    def logits(self, rows: Tensor, group: int) -> Tensor:
+        """See :class:`Model`."""
+        return exact.logits(self.net, rows, group)
+
+
+def to_network(config: PriorConfig, arrays: Arrays, device: torch.device) -> exact.Network:
+    """The engine's form of proven integers."""
+
+    def carrier(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name].astype(np.float32)).to(device)
+
+    def scale(name: str) -> Tensor:
+        values = [math.ldexp(1.0, -int(s)) for s in arrays[name]]
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    def layer(name: str, limit: int, rows: slice = slice(None)) -> exact.Linear:
+        weight, bias, by = carrier(f"{name}.weight"), carrier(f"{name}.bias"), scale(f"{name}.shift")
+        return exact.Linear((weight * by[:, None])[rows], (bias * by)[rows], by[rows], limit)
+
+    blocks = []
+    for b, local in enumerate(config.local):
+        name = f"blocks.{b}"
+        score, value, act = (int(v) for v in arrays[f"{name}.exponents"])
+        position = carrier(f"{name}.position").flatten(1) * math.ldexp(1.0, -score)
+        blocks.append(
+            exact.Block(
+                local=layer(f"{name}.local", 2**17) if local else None,
+                query_key_value=layer(f"{name}.query_key_value", exact.ACTIVATION),
+                bias=position[:, exact.relative_index(device)],
+                score_scale=math.ldexp(1.0, -score),
+                value_scale=math.ldexp(1.0, value),
+                out=layer(f"{name}.out", 2**17),
+                up=layer(f"{name}.up", exact.HIDDEN),
+                act_scale=math.ldexp(1.0, -act),
+                down=layer(f"{name}.down", 2**17),
+            )
+        )
+    span = config.group * config.codewords
+    heads = [
+        layer("head", exact.LOGIT, slice(g * span, (g + 1) * span)) for g in range(config.groups)
+    ]
+    place = carrier("row")[:, None] + carrier("column")[None]
+    return exact.Network(config, carrier("codes").flatten(0, 1), place.flatten(0, 1), blocks, heads)
+
+
+def int8_is_exact(inputs: int, outputs: int, device: torch.device) -> bool:
+    """Whether this process's int8 kernel is right for full-range operands of this shape."""
+    if inputs % 8 or outputs % 8:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for rows in (exact.INT8_ROWS, exact.POSITIONS):
+        a = torch.randint(-127, 128, (rows, inputs), generator=generator).to(torch.int8)
+        b = torch.randint(-127, 128, (inputs, outputs), generator=generator).to(torch.int8)
+        a[0], b[:, 0], a[1], b[:, 1] = 127, 127, 127, -127
+        try:
+            got = torch._int_mm(a.to(device), b.to(device)).cpu()
+        except RuntimeError as error:
+            log.info("no int8 kernel for %d x %d on %s: %s", inputs, outputs, device, error)
+            return False
+        if not torch.equal(got.double(), a.double() @ b.double()):
+            return False
+    return True
+
+
+def use_int8_kernels(net: exact.Network) -> None:
+    """Switch every linear layer whose shape passes the test to the int8 kernel."""
+    layers = list(net.heads)
+    for block in net.blocks:
+        layers += [block.query_key_value, block.out, block.up, block.down]
+        layers += [block.local] if block.local is not None else []
+    good: dict[torch.Size, bool] = {}
+    for layer in layers:
+        shape, device = layer.weight.shape, layer.weight.device
+        if shape not in good:
+            good[shape] = int8_is_exact(shape[1], shape[0], device)
+        if good[shape]:
+            integers = layer.weight / layer.scale[:, None]
+            layer.bytes_in_out = integers.to(torch.int8).T.contiguous()
+    if not all(good.values()):
+        log.info("int8 kernels are not exact in this process; float32 carries the integers")
+
+
+def load(checkpoint: Checkpoint, device: torch.device) -> Model:
+    """The fastest engine that reproduces the model's test vector.
+
+    Raises:
+        CheckpointError: not even the oracle does; the test vector itself is wrong.
+    """
+    trials = [(device, True), (device, False)]
+    if device.type != "cpu":
+        trials.append((torch.device("cpu"), False))
+    for where, int8 in trials:
+        engine = Engine(checkpoint, where, int8=int8)
+        if probe_sha256(engine) == checkpoint.probe_sha256:
+            log.info("entropy model %s on %s", checkpoint.model_id.hex()[:8], where)
+            return engine
+        log.warning("entropy model: wrong test vector on %s (int8 %s)", where, int8)
+    last = Oracle(checkpoint.config, checkpoint.arrays, checkpoint.model_id)
+    if probe_sha256(last) != checkpoint.probe_sha256:
+        raise CheckpointError("the entropy model does not reproduce its own test vector")
+    log.warning("entropy model: falling back to the int64 oracle, seconds per window")
+    return last

@@ -1,0 +1,71 @@
+"""Frozen description of the masked entropy model, JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from pqmim.config import ConfigError
+
+MAX_CODEWORDS = 256  # codes are bytes; the mask token is one more
+MAX_DIMS = 1024  # exact sums of squares and of products (see pqmim.exact)
+MAX_HEAD_DIMS = 64
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Shape of the masked transformer over windows of 16 x 16 positions."""
+
+    subcodes: int = 16  # M
+    codewords: int = 256  # K
+    group: int = 4  # sub-codes that are sent together
+    dims: int = 192
+    heads: int = 6
+    hidden: int = 768  # of the feed-forward layers
+    local: tuple[bool, ...] = (True, False, True, False, True, False)  # per block: 8 neighbours too
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.codewords <= MAX_CODEWORDS:
+            raise ConfigError(f"codewords must be 2..{MAX_CODEWORDS}, not {self.codewords}")
+        if min(self.subcodes, self.group, self.dims, self.heads, self.hidden) < 1 or not self.local:
+            raise ConfigError("a prior needs at least one sub-code, head, dimension and block")
+        if self.subcodes % self.group:
+            raise ConfigError(f"{self.subcodes} sub-codes do not divide into groups of {self.group}")
+        if self.dims % self.heads or self.dims > MAX_DIMS or self.head_dims > MAX_HEAD_DIMS:
+            raise ConfigError(
+                f"dims {self.dims} must be at most {MAX_DIMS} and a multiple of heads {self.heads}, "
+                f"with at most {MAX_HEAD_DIMS} dims a head"
+            )
+
+    @property
+    def head_dims(self) -> int:
+        """Channels of one attention head."""
+        return self.dims // self.heads
+
+    @property
+    def groups(self) -> int:
+        """Groups of sub-codes."""
+        return self.subcodes // self.group
+
+    @property
+    def mask(self) -> int:
+        """The token of a code that is not known yet, or never sent."""
+        return self.codewords
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces (it enters the model id)."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> PriorConfig:
+        """Read :meth:`to_json` output.
+
+        Raises:
+            ConfigError: not JSON, unknown or missing fields.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ConfigError(f"not a description of a prior: {error}") from error

@@ -1,0 +1,1 @@
+"""Training loops: plain torch, one process, no framework."""

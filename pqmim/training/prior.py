@@ -1,0 +1,289 @@
+"""Stage 2: train the masked entropy model on the codes of a finished autoencoder.
+
+Windows of 16 x 16 positions are cut anywhere from the grids of codes.  Each sample works on one group
+of sub-codes, as the decoder does: coarser groups are known, finer ones masked, and of its own group
+a share of the positions is known.  Half of the samples take that share uniformly at random and its
+positions at random, the other half take a stage of the plan.  The loss is the code length of
+the group's masked cells and nothing else (label smoothing would bias the probabilities).
+
+The last ``integer_share`` of the budget trains through the integer form itself, at a lower rate.
+The learning rate follows the share of the time budget that is used.  ``checkpoint.pt`` resumes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pqmim import code_stream, exact, integer, schedule
+from pqmim.prior import Powers, Prior, calibrate, export, quantise
+from pqmim.prior_config import PriorConfig
+from pqmim.schedule import WINDOW
+
+log = logging.getLogger(__name__)
+
+Codes = NDArray[np.uint8]  # [h, w, M]
+OCTAVES_PER_LOGIT = 1 / exact.OCTAVE
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """Everything that decides the weights, apart from the codes."""
+
+    model: PriorConfig = dataclasses.field(default_factory=PriorConfig)
+    plan: tuple[int, ...] = schedule.DEFAULT_PLAN
+    minutes: float = 60.0
+    batch: int = 16  # windows; a multiple of the groups sees each group equally
+    peak_lr: float = 2e-3
+    warmup: float = 0.03  # share of the budget
+    weight_decay: float = 0.02
+    weight_average: float = 0.998
+    partial_share: float = 0.1  # batches of windows that stick out of the image
+    coarse_share: float = 0.2  # samples that stop within their group, as quality 1..3 does
+    integer_share: float = 0.15  # of the budget trains through the integers
+    integer_lr: float = 0.1  # of the peak
+    seed: int = 0
+
+
+@dataclass
+class Batch:
+    """Masked windows; samples are in order of their group."""
+
+    tokens: Tensor  # int64 [B, 16, 16, M]
+    present: Tensor | None  # bool [B, 16, 16]
+    targets: Tensor  # int64 [B, 16, 16, M]
+    masked: Tensor  # bool [B, 16, 16, M], the cells of the loss
+    groups: list[int]  # of each sample
+
+
+def draw_window(codes: Codes, partial: bool, rng: np.random.Generator) -> tuple[Codes, Tensor]:
+    """A random window [16, 16, M] of one grid, zero-padded, and which positions are present."""
+    size = [min(WINDOW, n) for n in codes.shape[:2]]
+    if partial:
+        size = [int(rng.integers(1, n + 1)) for n in size]
+    top, left = (int(rng.integers(0, n - s + 1)) for n, s in zip(codes.shape, size, strict=False))
+    window = np.zeros((WINDOW, WINDOW, codes.shape[2]), dtype=np.uint8)
+    window[: size[0], : size[1]] = codes[top : top + size[0], left : left + size[1]]
+    present = torch.zeros(WINDOW, WINDOW, dtype=torch.bool)
+    present[: size[0], : size[1]] = True
+    return window, present
+
+
+def draw_known(byte: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Positions [16, 16] whose codes of the current group are known already."""
+    if rng.random() < 0.5:
+        stage = int(rng.integers(0, schedule.spatial_stages(byte)))
+        return schedule.position_stages(byte) < stage
+    return rng.random((WINDOW, WINDOW)) < rng.random()
+
+
+def draw_batch(images: Sequence[Codes], recipe: PriorRecipe, rng: np.random.Generator) -> Batch:
+    """One batch, decided by the generator alone."""
+    config = recipe.model
+    groups = sorted(i % config.groups for i in range(recipe.batch))
+    targets, presents, masks = [], [], []
+    partial = rng.random() < recipe.partial_share
+    for group in groups:
+        window, present = draw_window(images[int(rng.integers(len(images)))], partial, rng)
+        last = (group + 1) * config.group
+        if rng.random() < recipe.coarse_share:
+            last -= int(rng.integers(0, config.group))
+        unknown = np.ones(window.shape, dtype=np.bool_)
+        unknown[..., : group * config.group] = False
+        known = draw_known(recipe.plan[group], rng)
+        unknown[known, group * config.group : last] = False
+        targets.append(window)
+        presents.append(present)
+        masks.append(unknown)
+    unknown_cells = torch.from_numpy(np.stack(masks))
+    present = torch.stack(presents)
+    values = torch.from_numpy(np.stack(targets).astype(np.int64))
+    unknown_cells |= ~present[..., None]
+    masked = unknown_cells & present[..., None]
+    for row, group in zip(masked, groups, strict=True):
+        row[..., : group * config.group] = False
+        row[..., (group + 1) * config.group :] = False
+    tokens = values.masked_fill(unknown_cells, config.mask)
+    return Batch(tokens, None if bool(present.all()) else present, values, masked, groups)
+
+
+def batches(
+    images: Sequence[Codes], recipe: PriorRecipe, first: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batch ``first``, ``first + 1``, ... of the run; each depends on the seed and its number."""
+    step = first
+    while True:
+        batch = draw_batch(images, recipe, np.random.default_rng((recipe.seed, step)))
+        present = None if batch.present is None else batch.present.to(device)
+        yield dataclasses.replace(
+            batch,
+            tokens=batch.tokens.to(device), present=present,
+            targets=batch.targets.to(device), masked=batch.masked.to(device),
+        )  # fmt: skip
+        step += 1
+
+
+def loss_bits(prior: Prior, powers: Powers | None, batch: Batch) -> Tensor:
+    """Mean code length of the masked cells in bits; through the integers if ``powers`` are given."""
+    config = prior.config
+    if powers is None:
+        hidden = prior.hidden(batch.tokens, batch.present)
+    else:
+        net = quantise(prior, powers)
+        hidden = exact.hidden(net, batch.tokens, batch.present)
+    total = hidden.new_zeros(())
+    for group in range(config.groups):
+        span = slice(group * config.group, (group + 1) * config.group)
+        mine = torch.tensor([g == group for g in batch.groups], device=hidden.device)
+        masked = batch.masked[mine][..., span].flatten(0, 2)  # [n, group]
+        rows = masked.any(-1)
+        chosen = hidden[mine].flatten(0, 1)[rows]
+        if powers is None:
+            octaves = prior.logits(chosen, group)
+        else:
+            octaves = exact.logits(net, chosen, group) * OCTAVES_PER_LOGIT
+        nats = F.cross_entropy(
+            octaves.flatten(0, 1) * math.log(2),
+            batch.targets[mine][..., span].flatten(0, 2)[rows].flatten(),
+            reduction="none",
+        )
+        total = total + nats[masked[rows].flatten()].sum()
+    return total / batch.masked.sum().clamp_min(1) / math.log(2)
+
+
+class Trainer:
+    """The state of one run: what a checkpoint holds."""
+
+    def __init__(self, recipe: PriorRecipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        torch.manual_seed(recipe.seed)
+        self.model = Prior(recipe.model).to(device)
+        self.average = copy.deepcopy(self.model)
+        decayed = [p for p in self.model.parameters() if p.ndim == 2]
+        others = [p for p in self.model.parameters() if p.ndim != 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay},
+             {"params": others, "weight_decay": 0.0}],
+            lr=recipe.peak_lr, betas=(0.9, 0.98), fused=True,
+        )  # fmt: skip
+        self.powers: Powers | None = None
+        self.step, self.seconds = 0, 0.0
+
+    def learning_rate(self) -> float:
+        """Warm-up, cosine to 2 % of the peak over the float phase; then constant, falling to 0."""
+        recipe, used = self.recipe, self.seconds / (60 * self.recipe.minutes)
+        if used < recipe.warmup:
+            return recipe.peak_lr * max(used / recipe.warmup, 0.01)
+        if self.powers is not None:
+            left = max(0.0, 1 - used) / max(recipe.integer_share, 1e-9)
+            return recipe.peak_lr * recipe.integer_lr * min(1.0, left)
+        done = (used - recipe.warmup) / (1 - recipe.integer_share - recipe.warmup)
+        return recipe.peak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One update."""
+        lr = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = loss_bits(self.model, self.powers, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(self.recipe.weight_average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        self.step += 1
+        return {"bits": float(loss.detach()), "norm": float(norm), "lr": lr}
+
+    def start_integers(self, images: Sequence[Codes]) -> None:
+        """Calibrate the averaged weights and go on from them, through the integers."""
+        self.model.load_state_dict(self.average.state_dict())
+        stream = batches(images, self.recipe, 10**9, self.device)
+        parts = [next(stream) for _ in range(8)]
+        self.powers = calibrate(self.average, [(b.tokens, b.present) for b in parts])
+
+    def save(self, path: Path) -> None:
+        """Write the whole state; the old file stays until the new one is complete."""
+        state = {
+            "recipe": dataclasses.asdict(self.recipe), "step": self.step, "seconds": self.seconds,
+            "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "powers": None if self.powers is None else dataclasses.asdict(self.powers),
+        }  # fmt: skip
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from :meth:`save` output."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.powers = None if state["powers"] is None else Powers(**state["powers"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
+    """Bits per code of held-out images with the real stages, through the exact frequencies."""
+    powers = trainer.powers
+    if powers is None:
+        stream = batches(held_out, trainer.recipe, 10**9, trainer.device)
+        parts = [next(stream) for _ in range(4)]
+        powers = calibrate(trainer.average, [(b.tokens, b.present) for b in parts])
+    checkpoint = export(trainer.average, copy.deepcopy(powers))
+    model = integer.load(checkpoint, trainer.device)
+    bits = code_stream.bits_per_code(model, held_out, trainer.recipe.plan)
+    return {"bits_per_code": sum(bits) / len(bits), **{f"group_{g}": b for g, b in enumerate(bits)}}
+
+
+def train_prior(
+    recipe: PriorRecipe, images: Sequence[Codes], held_out: Sequence[Codes], out: Path,
+    device: torch.device, *, log_every: int = 50, val_every: int = 500,
+) -> integer.Checkpoint:  # fmt: skip
+    """Run the recipe to the end of its budget and export the averaged weights; see the module."""
+    out.mkdir(parents=True, exist_ok=True)
+    trainer, path = Trainer(recipe, device), out / "checkpoint.pt"
+    if path.exists():
+        trainer.load(path)
+    stream = batches(images, recipe, trainer.step, device)
+    budget = 60 * recipe.minutes
+    with open(out / "log.jsonl", "a") as file:
+        while trainer.seconds < budget:
+            if trainer.powers is None and trainer.seconds >= (1 - recipe.integer_share) * budget:
+                _write(file, {"step": trainer.step, "float_done": True, **validate(trainer, held_out)})
+                trainer.start_integers(images)
+            begin = time.perf_counter()
+            report = trainer.train_step(next(stream))
+            trainer.seconds += time.perf_counter() - begin
+            if trainer.step % log_every == 0:
+                line = {"step": trainer.step, "minutes": trainer.seconds / 60, **report}
+                if trainer.step % val_every == 0:
+                    line.update(validate(trainer, held_out))
+                    trainer.save(path)
+                _write(file, line)
+        if trainer.powers is None:
+            trainer.start_integers(images)
+        trainer.save(path)
+        _write(file, {"step": trainer.step, **validate(trainer, held_out)})
+    assert trainer.powers is not None
+    return export(trainer.average, trainer.powers)
+
+
+def _write(file: object, line: dict[str, float]) -> None:
+    print(json.dumps({k: round(float(v), 5) for k, v in line.items()}), file=file, flush=True)  # type: ignore[arg-type]

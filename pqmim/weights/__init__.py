@@ -1,0 +1,1 @@
+"""The weights that ship: ``<fingerprint>.safetensors``; DEFAULT names the one to use."""

@@ -1,0 +1,147 @@
+"""Object stores for the tests: an in-process S3 server, and Ceph's gateway for tests marked ``s3``.
+
+Both listen on loopback only.  The environment of the in-process server is set for the whole session,
+so that worker processes inherit it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+INFRA = Path(__file__).resolve().parent.parent / "infra"
+CEPH = ("radosgw", "ceph-mon", "ceph-osd", "ceph")
+INSTALL = "apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _environment(port: int, key: str, secret: str, region: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def _new_bucket() -> str:
+    """URL of an empty bucket on the server of the environment."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    region = {"LocationConstraint": os.environ["AWS_DEFAULT_REGION"]}
+    connection = s3fs.S3FileSystem(skip_instance_cache=True)
+    connection.call_s3("create_bucket", Bucket=name, CreateBucketConfiguration=region)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """Endpoint of an in-process S3 server, which the AWS_* environment names."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in _environment(port, "testkey", "testsecret", "us-west-2").items():
+            patch.setenv(name, value)
+        yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(moto_server: str) -> str:
+    """URL of an empty bucket of the in-process server."""
+    return _new_bucket()
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Prefix of an archive that does not exist yet, local and on S3."""
+    if request.param == "local":
+        return str(tmp_path / "archive")
+    return request.getfixturevalue("s3") + "/some/archive"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Ceph's RADOS Gateway and an empty bucket on it."""
+
+    folder: str
+    port: int
+    bucket: str = ""
+
+    def kill(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to ``rgw`` or ``osd``."""
+        os.kill(int(Path(self.folder, f"{name}.pid").read_text()), number)
+
+    def restart(self) -> None:
+        """Start the gateway after it was killed, and wait until it answers."""
+        _rgw_script("gateway", self.folder)
+
+
+def _rgw_script(*arguments: str) -> None:
+    # Output to a file: daemons that hold a pipe would keep it open, and us waiting.
+    with tempfile.TemporaryFile("w+") as output:
+        command = ["bash", str(INFRA / "rgw.sh"), *arguments]
+        done = subprocess.run(command, stdout=output, stderr=output, timeout=120)
+        output.seek(0)
+        assert done.returncode == 0, f"{' '.join(command)} failed: {output.read()}"
+
+
+def _free_ports(count: int) -> int:
+    """The first of ``count`` consecutive ports that are free now."""
+    while True:
+        sockets = [socket.socket() for _ in range(count)]
+        try:
+            sockets[0].bind(("127.0.0.1", 0))
+            first = sockets[0].getsockname()[1]
+            for i, one in enumerate(sockets[1:], 1):
+                one.bind(("127.0.0.1", first + i))
+            return first
+        except (OSError, OverflowError):
+            continue
+        finally:
+            for one in sockets:
+                one.close()
+
+
+@pytest.fixture(scope="session")
+def rgw_server() -> Iterator[Gateway]:
+    """Ceph's gateway, started once for all tests that need it."""
+    missing = [name for name in CEPH if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here; to enable: apt-get update && {INSTALL}")
+    folder = tempfile.mkdtemp(prefix="rgw-")
+    port = _free_ports(3)
+    try:
+        _rgw_script("start", folder, str(port))
+        yield Gateway(folder, port)
+    finally:
+        _rgw_script("stop", folder)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def rgw(rgw_server: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    """The gateway as the S3 server of the environment, and an empty bucket on it."""
+    environment = _environment(rgw_server.port, "testkey", "testsecret", "default")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Gateway(rgw_server.folder, rgw_server.port, _new_bucket())
