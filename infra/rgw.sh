@@ -118,8 +118,8 @@ stop() {
     grep -qs "$DIR" "/proc/$pid/cmdline" || continue # ended, and the number may be another's now
     kill -CONT "$pid"
     kill "$pid"
-    for _ in $(seq 40); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-    kill -9 "$pid" 2>/dev/null || true # the OSD does not always end by itself
+    for _ in $(seq 10); do kill -0 "$pid" 2>/dev/null || continue 2; sleep 0.1; done
+    kill -9 "$pid" 2>/dev/null || true # the OSD is slow to end, and keeps nothing
   done
 }
 

@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from pipeline import storage
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest, shard_id
@@ -61,29 +60,66 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that decide the output: they are frozen in the archive's plan."""
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--input", nargs="+", required=True, metavar="SHARDS",
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="SHARDS",
         help="WebDataset tars: paths or URLs with {000..123} or *, folders, prefixes, @list.txt",
-    )  # fmt: skip
-    group.add_argument("--image-key", nargs="+", default=list(Plan.image_keys), metavar="EXT",
-                       help="extensions of the image member, best first (%(default)s)")  # fmt: skip
-    group.add_argument("--keep", nargs="*", default=[], metavar="COLUMN",
-                       help="members to pass through: txt json.label:int32")  # fmt: skip
-    group.add_argument("--min-side", type=int, default=Plan.min_side, metavar="PIXELS",
-                       help="smaller images become rows 'too_small' (%(default)s)")  # fmt: skip
-    group.add_argument("--max-pixels", type=int, default=Plan.max_pixels, metavar="N",
-                       help="larger images become rows 'too_large' (%(default)s)")  # fmt: skip
+    )
+    group.add_argument(
+        "--image-key",
+        nargs="+",
+        default=list(Plan.image_keys),
+        metavar="EXT",
+        help="extensions of the image member, best first (%(default)s)",
+    )
+    group.add_argument(
+        "--keep",
+        nargs="*",
+        default=[],
+        metavar="COLUMN",
+        help="members to pass through: txt json.label:int32",
+    )
+    group.add_argument(
+        "--min-side",
+        type=int,
+        default=Plan.min_side,
+        metavar="PIXELS",
+        help="smaller images become rows 'too_small' (%(default)s)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=int,
+        default=Plan.max_pixels,
+        metavar="N",
+        help="larger images become rows 'too_large' (%(default)s)",
+    )
     group = parser.add_argument_group("codes")
     group.add_argument("--model", default="default", help="weights: path or name (%(default)s)")
-    group.add_argument("--quality", type=int, default=8, metavar="M",
-                       help="sub-codes kept, 1..16: M/32 bpp with the shipped model (%(default)s)")  # fmt: skip
+    group.add_argument(
+        "--quality",
+        type=int,
+        default=8,
+        metavar="M",
+        help="sub-codes kept, 1..16: M/32 bpp with the shipped model (%(default)s)",
+    )
     group.add_argument("--resize", type=int, metavar="PIXELS", help="shorter side (native size)")
     group.add_argument("--crop", type=int, metavar="PIXELS", help="centre square after --resize")
     group.add_argument("--store", choices=["codes"], default="codes", help="payload (%(default)s)")
     group.add_argument("--hash", action="store_true", help="keep the sha256 of the source image")
-    group.add_argument("--measure", choices=["none", "psnr"], default="none",
-                       help="decode at once and keep the PSNR in dB (%(default)s)")  # fmt: skip
-    group.add_argument("--batch-pixels", type=int, default=Plan.batch_pixels, metavar="N",
-                       help="pixels of a batch (%(default)s; a large GPU likes 4 to 16 million)")  # fmt: skip
+    group.add_argument(
+        "--measure",
+        choices=["none", "psnr"],
+        default="none",
+        help="decode at once and keep the PSNR in dB (%(default)s)",
+    )
+    group.add_argument(
+        "--batch-pixels",
+        type=int,
+        default=Plan.batch_pixels,
+        metavar="N",
+        help="pixels of a batch (%(default)s; a large GPU likes 4 to 16 million)",
+    )
 
 
 def add_resource_flags(parser: argparse.ArgumentParser) -> None:
@@ -91,14 +127,30 @@ def add_resource_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("resources")
     group.add_argument("--replicas", type=int, default=1, help="copies of the model (%(default)s)")
     group.add_argument("--device", default="cuda", help="'cuda' or 'cpu' (%(default)s)")
-    group.add_argument("--gpus-per-replica", type=float, metavar="G",
-                       help="a fraction shares a GPU (1 with --device cuda, else 0)")  # fmt: skip
-    group.add_argument("--cpus-per-replica", type=float, default=1.0, metavar="C",
-                       help="CPUs that Ray reserves for a replica (%(default)s)")  # fmt: skip
-    group.add_argument("--threads", type=int, default=1, help="torch threads a replica (%(default)s)")
+    group.add_argument(
+        "--gpus-per-replica",
+        type=float,
+        metavar="G",
+        help="a fraction shares a GPU (1 with --device cuda, else 0)",
+    )
+    group.add_argument(
+        "--cpus-per-replica",
+        type=float,
+        default=1.0,
+        metavar="C",
+        help="CPUs that Ray reserves for a replica (%(default)s)",
+    )
+    group.add_argument(
+        "--threads", type=int, default=1, help="torch threads a replica (%(default)s)"
+    )
     group.add_argument("--decode-threads", type=int, default=2, help="a replica (%(default)s)")
-    group.add_argument("--queue-mb", type=int, default=256, metavar="MB",
-                       help="images read ahead, a shard in flight (%(default)s)")  # fmt: skip
+    group.add_argument(
+        "--queue-mb",
+        type=int,
+        default=256,
+        metavar="MB",
+        help="images read ahead, a shard in flight (%(default)s)",
+    )
 
 
 def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> Plan:
@@ -107,14 +159,23 @@ def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> P
         raise UsageError(f"--quality {args.quality}: this model has 1..{codec.config.subcodes}")
     try:
         return Plan(
-            model=codec.fingerprint, quality=args.quality, stride=codec.config.stride,
-            codewords=codec.config.codewords, inputs=len(specs),
-            inputs_digest=listing_digest(specs), store=args.store,
+            model=codec.fingerprint,
+            quality=args.quality,
+            stride=codec.config.stride,
+            codewords=codec.config.codewords,
+            inputs=len(specs),
+            inputs_digest=listing_digest(specs),
+            store=args.store,
             image_keys=tuple(k.lower().lstrip(".") for k in args.image_key),
-            keep=tuple(args.keep), resize=args.resize, crop=args.crop, min_side=args.min_side,
-            max_pixels=args.max_pixels, hash=args.hash, measure=args.measure,
+            keep=tuple(args.keep),
+            resize=args.resize,
+            crop=args.crop,
+            min_side=args.min_side,
+            max_pixels=args.max_pixels,
+            hash=args.hash,
+            measure=args.measure,
             batch_pixels=args.batch_pixels,
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -127,10 +188,14 @@ def resources_of(args: argparse.Namespace) -> Resources:
     if args.replicas < 1 or args.threads < 1 or args.decode_threads < 1:
         raise UsageError("--replicas, --threads and --decode-threads must be 1 or more")
     return Resources(
-        replicas=args.replicas, device=args.device, gpus_per_replica=gpus,
-        cpus_per_replica=args.cpus_per_replica, threads=args.threads,
-        decode_threads=args.decode_threads, queue_bytes=args.queue_mb << 20,
-    )  # fmt: skip
+        replicas=args.replicas,
+        device=args.device,
+        gpus_per_replica=gpus,
+        cpus_per_replica=args.cpus_per_replica,
+        threads=args.threads,
+        decode_threads=args.decode_threads,
+        queue_bytes=args.queue_mb << 20,
+    )
 
 
 def list_shards(inputs: list[str]) -> list[ShardSpec]:
@@ -145,8 +210,8 @@ def connect(resources: Resources) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        here = {} if os.environ.get("RAY_ADDRESS") or _in_job() else {"include_dashboard": False}
-        ray.init(log_to_driver=True, configure_logging=False, **here)
+        joins = bool(os.environ.get("RAY_ADDRESS")) or _in_job()
+        ray.init(configure_logging=False, include_dashboard=None if joins else False)
     has = ray.cluster_resources()
     if resources.device.startswith("cuda") and not has.get("GPU"):
         raise UsageError(
@@ -158,8 +223,3 @@ def connect(resources: Resources) -> None:
 def _in_job() -> bool:
     """Under ``ray job submit``: the address comes from the job manager."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def default_local_uri(uri: str) -> str:
-    """Absolute form of a local path; URLs as they are."""
-    return uri if "://" in uri else str(Path(uri).absolute())

@@ -1,10 +1,11 @@
 """Encode shards of images into an archive of code tables.
 
-    python -m jobs.encode --input 's3://bucket/shards/{000000..009999}.tar' --output s3://bucket/arch
-    python -m jobs.encode --input photos/ --output archive --device cpu --replicas 2
+    python -m jobs.encode --input 's3://bucket/shards/{000000..009999}.tar' --output
+    s3://bucket/arch python -m jobs.encode --input photos/ --output archive --device cpu --replicas
+    2
 
-The same command again resumes: what is committed is not encoded again.  See jobs.status, jobs.finish
-and jobs.verify for what comes after.
+The same command again resumes: what is committed is not encoded again.  See jobs.status,
+jobs.finish and jobs.verify for what comes after.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 
 from jobs import common
 from pipeline import commit, driver, report, table
-from pipeline.plan import Plan, ShardSpec
+from pipeline.plan import Plan, Resources, ShardSpec
 from pipeline.storage import Store
 from pqmim import checkpoint
 from pqmim.codec import Codec
@@ -39,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     committed = commit.committed_ids(store)
     quarantined = set() if args.retry_failed else set(commit.quarantined(store))
     left = [s for s in specs if s.shard_id not in committed and s.shard_id not in quarantined]
-    log.info("%d shards, %d committed, %d quarantined, %d to do", len(specs), len(committed),
-             len(quarantined), len(left))  # fmt: skip
-    progress = report.Progress(len(specs), len(specs) - len(left), sum(s.size for s in left))
+    counts = f"{len(committed)} committed, {len(quarantined)} quarantined, {len(left)} to do"
+    log.info("%d shards: %s", len(specs), counts)
+    progress = report.Progress(len(specs), len(committed), sum(s.size for s in left))
     name, state, bare, message = common.run_id(), "interrupted", 0.0, ""
     try:
         if left:
-            bare = drive(args, plan, left, store, progress, resources)
+            bare = drive(plan, left, store, progress, resources, args.max_bad_images)
         state = "complete"
     except driver.Stopped as stop:
         state, message = "stopped", str(stop)
@@ -67,20 +68,22 @@ def begin(store: Store, plan: Plan, specs: list[ShardSpec], weights: bytes) -> N
     store.put_if_absent(commit.model_name(plan.model), weights)
 
 
-def drive(args: argparse.Namespace, plan: Plan, left: list[ShardSpec], store: Store,
-          progress: report.Progress, resources: common.Resources) -> float:  # fmt: skip
+def drive(
+    plan: Plan, left: list[ShardSpec], store: Store, progress: report.Progress,
+    resources: Resources, max_bad_images: float,
+) -> float:  # fmt: skip
     """Run the replicas over what is left; returns the bare speed in megapixels a second."""
     from pipeline.actors import NoReplicas, RayPool  # imports Ray
 
     common.connect(resources)
     try:
-        pool = RayPool(common.default_local_uri(args.output), plan, resources)
+        pool = RayPool(store, plan, resources)
     except NoReplicas as error:
         raise common.UsageError(str(error)) from error
     bare = pool.bare_megapixels_per_s
     progress.first_work = time.monotonic()
     try:
-        driver.run(left, pool, store, progress, args.max_bad_images)
+        driver.run(left, pool, store, progress, max_bad_images)
     finally:
         pool.close()
     return bare
@@ -102,8 +105,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--output", required=True, metavar="URI", help="prefix of the archive")
     common.add_resource_flags(parser)
     group = parser.add_argument_group("failure policy")
-    group.add_argument("--max-bad-images", type=float, default=0.05, metavar="SHARE",
-                       help="stop when more than this share cannot be encoded (%(default)s)")  # fmt: skip
+    group.add_argument(
+        "--max-bad-images",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when more than this share cannot be encoded (%(default)s)",
+    )
     group.add_argument("--retry-failed", action="store_true", help="try quarantined shards again")
     return parser.parse_args(argv)
 

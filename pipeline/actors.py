@@ -33,15 +33,14 @@ class NoReplicas(Exception):
     """No replica came up."""
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT)
 class ReplicaActor:
     """One replica in one process."""
 
-    def __init__(self, root: str, plan: Plan, resources: Resources) -> None:
+    def __init__(self, store: storage.Store, plan: Plan, resources: Resources) -> None:
         torch.set_num_threads(resources.threads)
-        self.store, self.plan = storage.Store(root), plan
-        data = self.store.get(commit.model_name(plan.model))
-        codec = Codec.from_bytes(data, resources.device, name=f"{root}/model")
+        self.store, self.plan = store, plan
+        name = commit.model_name(plan.model)
+        codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
         self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
 
     def ready(self) -> tuple[int, float]:
@@ -82,10 +81,13 @@ class _Slot:
 class RayPool:
     """Replicas as Ray actors.  ``start`` hands out, ``wait`` collects, ``close`` ends them."""
 
-    def __init__(self, root: str, plan: Plan, resources: Resources) -> None:
-        self._make: Callable[[], Any] = lambda: ReplicaActor.options(  # type: ignore[attr-defined]
-            num_gpus=resources.gpus_per_replica, num_cpus=resources.cpus_per_replica
-        ).remote(root, plan, resources)
+    def __init__(self, store: storage.Store, plan: Plan, resources: Resources) -> None:
+        actor: Any = ray.remote(ReplicaActor)
+        actor = actor.options(
+            num_gpus=resources.gpus_per_replica, num_cpus=resources.cpus_per_replica,
+            max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT,
+        )  # fmt: skip
+        self._make: Callable[[], Any] = lambda: actor.remote(store, plan, resources)
         self.resources, self.slots, self._names = resources, list[_Slot](), 0
         self._come_up([self._slot() for _ in range(resources.replicas)])
 
@@ -116,8 +118,8 @@ class RayPool:
         if not self.slots:
             r = self.resources
             raise NoReplicas(
-                f"no replica came up in {START_TIMEOUT_S:.0f} s: each asks for {r.cpus_per_replica} "
-                f"CPUs and {r.gpus_per_replica} GPUs, the cluster has {ray.cluster_resources()}; "
+                f"no replica came up in {START_TIMEOUT_S:.0f} s: each asks for "
+                f"{r.cpus_per_replica} CPUs and {r.gpus_per_replica} GPUs, the cluster has {ray.cluster_resources()}; "
                 "give less with --cpus-per-replica or --gpus-per-replica, or add nodes"
             )
 

@@ -96,7 +96,9 @@ def _handle(
     progress: Progress,
 ) -> None:
     action = decide(failure)
-    log.warning("%s, attempt %d: %s: %s", failure.url, failure.attempt, action.value, failure.message)
+    log.warning(
+        "%s, attempt %d: %s: %s", failure.url, failure.attempt, action.value, failure.message
+    )
     if action is Action.STOP:
         raise Stopped(failure.message)
     if action is Action.RETRY:
@@ -108,7 +110,7 @@ def _handle(
 
 
 def _check_bad_images(progress: Progress, limit: float) -> None:
-    """A high share of bad images is nearly always a wrong --image-key: stop before it is archived."""
+    """A high share of bad images is nearly always a wrong --image-key: stop early."""
     total = sum(progress.rows.values())
     bad = total - progress.rows.get(Status.OK.value, 0)
     if total >= MIN_IMAGES and bad > limit * total:

@@ -186,7 +186,9 @@ def printable(key: str) -> str:
     return key.encode("utf-8", "backslashreplace").decode()
 
 
-def encode_rows(reader: ShardReader, plan: Plan, replica: Replica, clock: Clock) -> tuple[list[Row], int]:
+def encode_rows(
+    reader: ShardReader, plan: Plan, replica: Replica, clock: Clock
+) -> tuple[list[Row], int]:
     """Every sample of the shard as a row, in order, and the pixels encoded."""
     rows: list[Row] = []
     batcher, pixels, keys = Batcher(plan), 0, set[str]()
@@ -222,7 +224,11 @@ def encode_batch(
     size = min(full, 1 << (len(pictures) - 1).bit_length())
     pixels = torch.stack(pictures + [pictures[-1]] * (size - len(pictures)))
     codes = replica.encode(pixels, plan.quality, clock)
-    quality = replica.decode(torch.from_numpy(codes), *pixels.shape[2:]) if plan.measure == "psnr" else None
+    quality = (
+        replica.decode(torch.from_numpy(codes), *pixels.shape[2:])
+        if plan.measure == "psnr"
+        else None
+    )
     with clock.stage("code"):
         for place, (index, ready) in enumerate(batch):
             raw = codes[place].astype(codes.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -246,6 +252,15 @@ def _timed(reader: ShardReader, clock: Clock) -> Iterator[Sample]:
         if sample is None:
             return
         yield sample
+
+
+def resident_bytes() -> int:
+    """Memory of this process now (Linux), or its peak where there is no /proc."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def encode_shard(
@@ -282,6 +297,6 @@ def encode_shard(
         result, table_bytes=len(data), table_sha256=hashlib.sha256(data).hexdigest(),
         seconds={k: round(v, 4) for k, v in clock.seconds.items()},
         wall_s=round(time.perf_counter() - begin, 4),
-        rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        rss_bytes=resident_bytes(),
     )  # fmt: skip
     return commit.commit(store, plan, result, data)

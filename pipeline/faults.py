@@ -57,10 +57,10 @@ _WAY_OUT = {
     StorageError: "see the cause",
     NotFound: "check the spelling, and that the bucket or directory exists",
     AccessDenied: "check the AWS_* environment or role and the bucket policy, or file permissions",
-    TransientStorage: "check the network and AWS_ENDPOINT_URL, then run the same command again",
     NotWritable: "free space there or choose another output",
     AlreadyThere: "it was written or replaced by somebody else",
 }
+_TRY = "check the network and AWS_ENDPOINT_URL, then run the same command again"
 _TRANSIENT_CODES = {
     "BadDigest",
     "ConditionalRequestConflict",  # AWS: two conditional PUTs at once; the answer is to try again
@@ -165,7 +165,8 @@ def classify(exc: Exception, url: str) -> StorageError:
     kind = _class_of_reply(code, status) if code or status else _class_of_type(exc)
     cause = " ".join(str(exc).split()) or type(exc).__name__
     label = code if code and not code.isdigit() else type(exc).__name__
-    return kind(f"{url}: {label}: {cause}; {_WAY_OUT[kind]}")
+    way_out = f"; {_WAY_OUT[kind]}" if kind in _WAY_OUT else ""  # retry() adds the missing one
+    return kind(f"{url}: {label}: {cause}{way_out}")
 
 
 class _Count:
@@ -207,12 +208,15 @@ def retry(action: Callable[[], T], url: str) -> T:
     Raises:
         StorageError: of the class that says what to do; never a bare library exception.
     """
-    for attempt in range(1, ATTEMPTS):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return _guard(action, url)
         except TransientStorage as exc:
+            if attempt >= ATTEMPTS:
+                raise TransientStorage(f"{exc}; gave up after {attempt} attempts: {_TRY}") from exc
             pause_s = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-            log.warning("%s [attempt %d of %d, next in %.1f s]", exc, attempt, ATTEMPTS, pause_s)
+            log.warning("%s; attempt %d of %d, next in %.2f s", exc, attempt, ATTEMPTS, pause_s)
         _RETRIES.add()
         time.sleep(pause_s)
-    return _guard(action, url)

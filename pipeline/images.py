@@ -7,8 +7,9 @@ starts another program.  The header is read first; nothing is decoded that is ov
 
 Conversions, part of what an archive holds: EXIF orientation is applied; of an animation the first
 frame counts; transparency is composited over white; 16-bit grey becomes round(v / 257), 16-bit
-colour its high byte (Pillow); CMYK is converted without a profile.  Embedded ICC profiles are
-ignored, as img2dataset and clip-retrieval do, so wide-gamut photographs come out slightly duller.
+colour its high byte (Pillow); CMYK is converted without a profile, and in JPEG taken as
+inverted (Adobe) whatever the markers say.  Embedded ICC profiles are ignored, as img2dataset and
+clip-retrieval do, so wide-gamut photographs come out slightly duller.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from pipeline.plan import Plan, Status
 # Pillow's own pixel limit and its warnings are process-wide and would contradict plan.max_pixels,
 # which is checked before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+Image.init()  # or two threads that open their first picture at once miss a format
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-FORMATS = (*("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM"),)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 # What Pillow raises on bad data, found by reading and by fuzzing; the source is memory, so an
 # OSError here is never a storage error.
 _PILLOW_ERRORS = (
@@ -87,6 +89,18 @@ def decode(data: bytes, plan: Plan) -> Picture:
     return Picture(np.ascontiguousarray(pixels.transpose(2, 0, 1)), width, height)
 
 
+def encoded_size(width: int, height: int, plan: Plan) -> tuple[int, int]:
+    """Width and height, after the plan's resize and crop, of a source of width x height."""
+    if plan.resize is not None:
+        width, height = _resized(width, height, plan.resize)
+    return (plan.crop, plan.crop) if plan.crop is not None else (width, height)
+
+
+def _resized(width: int, height: int, side: int) -> tuple[int, int]:
+    short = min(width, height)
+    return (2 * width * side + short) // (2 * short), (2 * height * side + short) // (2 * short)
+
+
 def resize(pixels: np.ndarray, side: int, max_pixels: int) -> np.ndarray:
     """Bicubic with antialiasing, up or down, so that the shorter side of [H, W, 3] is ``side``.
 
@@ -97,10 +111,9 @@ def resize(pixels: np.ndarray, side: int, max_pixels: int) -> np.ndarray:
         BadImage: TOO_LARGE, a long thin picture would exceed ``max_pixels``.
     """
     height, width = pixels.shape[:2]
-    short = min(height, width)
-    if short == side:
+    size = _resized(width, height, side)[::-1]
+    if size == (height, width):
         return pixels
-    size = [(2 * n * side + short) // (2 * short) for n in (height, width)]
     if size[0] * size[1] > max_pixels:
         message = f"{width} x {height} becomes {size[1]} x {size[0]} by resizing: over {max_pixels}"
         raise BadImage(Status.TOO_LARGE, f"{message} pixels")
@@ -151,7 +164,7 @@ def _jpeg_orientation(data: bytes) -> int:
     if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _orientation(image)
     except _PILLOW_ERRORS:
         return 1  # the pixels are good; unreadable metadata does not turn them

@@ -1,8 +1,8 @@
 """Passthrough columns: ``--keep txt json.label:int32``.
 
 ``txt`` copies the member of that extension as text; ``json.a.b:type`` reads one field of the JSON
-member.  A value that is missing is null; one that does not fit its type is null as well and named in
-the row's ``error``, because one odd label must not cost an image.
+member.  A value that is missing is null; one that does not fit its type is null as well and named
+in the row's ``error``, because one odd label must not cost an image.
 """
 
 from __future__ import annotations

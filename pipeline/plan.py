@@ -1,8 +1,8 @@
 """The records that cross process and file borders: Plan, ShardSpec, ShardResult, Status.
 
 A Plan is everything that decides the bytes of the output, frozen when the archive is begun and kept
-in ``<out>/plan.json``.  Resources (replicas, threads, device) are not in it: they may change between
-two submissions of the same job, the output may not.
+in ``<out>/plan.json``.  Resources (replicas, threads, device) are not in it: they may change
+between two submissions of the same job, the output may not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import posixpath
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
 
@@ -115,13 +116,14 @@ class Plan:
         Raises:
             PlanMismatch: written by a newer version of this software.
         """
-        fields = json.loads(data)
+        fields: dict[str, Any] = json.loads(data)
         if fields.get("format_version", 0) > FORMAT_VERSION:
             raise PlanMismatch(
                 f"archive format {fields['format_version']} is newer than this software "
                 f"(format {FORMAT_VERSION}): update it"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**fields)
 
     @property
     def digest(self) -> str:

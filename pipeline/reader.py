@@ -87,8 +87,7 @@ class Reader(io.RawIOBase, BinaryIO):  # type: ignore[misc]  # as typeshed has i
         data = file.read(wanted)
         if len(data) < wanted:
             raise TransientStorage(
-                f"{self.url}: the body ended at byte {self._position + len(data)} of {self.size}: "
-                "check the network, then run the same command again"
+                f"{self.url}: the body ended at byte {self._position + len(data)} of {self.size}"
             )
         self._file = file
         return data

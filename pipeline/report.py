@@ -90,7 +90,9 @@ class Progress:
         """Payload bits per encoded pixel."""
         return 8 * self.code_bytes / self.pixels if self.pixels else 0.0
 
-    def summary(self, plan: Plan, device: str, replicas: int, bare_mpx_s: float, state: str) -> dict[str, object]:
+    def summary(
+        self, plan: Plan, device: str, replicas: int, bare_mpx_s: float, state: str
+    ) -> dict[str, object]:
         """The record of this submission, ``runs/<run_id>/summary.json``."""
         mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
         of_bare = mpx_s / bare_mpx_s if bare_mpx_s and self.done else None
@@ -145,9 +147,8 @@ def text(summary: dict[str, object]) -> str:
         f"stages: {stages or 'nothing was encoded'}",
     ]
     if summary["of_bare"]:
-        lines.append(
-            f"{summary['of_bare']:.0%} of the bare model's {summary['bare_megapixels_per_s']:.2f} Mpx/s"
-        )
+        bare = summary["bare_megapixels_per_s"]
+        lines.append(f"{summary['of_bare']:.0%} of the bare model's {bare:.2f} Mpx/s")
     for name in ("damaged", "quarantined"):
         lines += [f"{name}: {url}" for url in summary[name]]  # type: ignore[attr-defined]
     return "\n".join(lines)

@@ -29,6 +29,8 @@ from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
 ROW_GROUP = 1024  # rows
 PREFIX = "pqmim."
 STRINGS = ("key", "status", "error")
+# What a flipped byte raises: found by flipping every byte of a table (bad UTF-8 is a ValueError).
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 class BadTable(Exception):
@@ -79,7 +81,9 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
     """The Parquet file of a shard; of ``result`` only what two runs share enters the footer."""
     columns = schema(plan)
     data = {
-        name: [row.kept.get(name) if name in plan_keeps(plan) else getattr(row, name) for row in rows]
+        name: [
+            row.kept.get(name) if name in plan_keeps(plan) else getattr(row, name) for row in rows
+        ]
         for name in columns.names
     }
     data["status"] = [row.status.value for row in rows]
@@ -126,9 +130,9 @@ def read_footer(data: bytes) -> dict[str, str]:
     """
     try:
         metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+        footer = {k.decode(): v.decode() for k, v in metadata.items()}
+    except UNREADABLE as error:
         raise BadTable(f"not a readable Parquet file: {error}") from error
-    footer = {k.decode(): v.decode() for k, v in metadata.items()}
     found = {k.removeprefix(PREFIX): v for k, v in footer.items() if k.startswith(PREFIX)}
     if "plan_digest" not in found:
         raise BadTable("a Parquet file, but not a code table: its footer has no pqmim.plan_digest")
@@ -151,7 +155,7 @@ def read_rows(data: bytes, columns: Sequence[str] | None = None) -> Iterator[Row
                 fixed["status"] = Status(fixed.get("status", Status.OK))
                 fixed.setdefault("key", "")
                 yield Row(**fixed, kept={k: v for k, v in record.items() if k not in own})
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadTable(f"damaged table: {error}") from error
 
 
@@ -167,7 +171,7 @@ def read_listing(data: bytes) -> list[ShardSpec]:
     """Read :func:`write_listing` output."""
     try:
         return [ShardSpec(**record) for record in pq.read_table(pa.BufferReader(data)).to_pylist()]
-    except (pa.ArrowInvalid, OSError, TypeError) as error:
+    except (*UNREADABLE, TypeError) as error:
         raise BadTable(f"inputs.parquet is damaged: {error}") from error
 
 

@@ -1,7 +1,8 @@
 """The transforms of the PQ-VAE: pixels to latent and latent to pixels.
 
-    pixels [B,3,H,W] --space-to-depth(8)--> 3x3 --blocks at stride 8--> 3x3/2 --blocks at 16--> latent
-    latent [B,M*d,h,w] --1x1--> blocks at 16 --3x3, shuffle 2--> blocks at 8 --3x3, shuffle 8--> pixels
+    pixels [B,3,H,W] --space-to-depth(8)--> 3x3 --blocks at stride 8--> 3x3/2 --blocks at 16-->
+    latent latent [B,M*d,h,w] --1x1--> blocks at 16 --3x3, shuffle 2--> blocks at 8 --3x3, shuffle
+    8--> pixels
 
 Beside each trunk runs a linear map of the 16 x 16 pixels under a position (space-to-depth, 1x1),
 which training starts at their principal components: the model begins as a transform codec and the
@@ -118,6 +119,12 @@ class PQVAE(nn.Module):
         return to_uint8(self.decoder(self.quantizer.decode(codes)))
 
 
+def channels_last(model: PQVAE) -> PQVAE:
+    """Lay the weights out as the convolutions read them."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
 @torch.no_grad()
 def start_linear(model: PQVAE, x: Tensor) -> None:
     """Set the linear maps to the leading principal components of the patches of [B,3,H,W]."""
@@ -144,8 +151,9 @@ def _allocate(config: AutoencoderConfig, energy: list[float]) -> list[int]:
     """The latent channel of each principal component, strongest first.
 
     Reverse water-filling gives component k log2(sigma_k / theta) bits; consecutive components share
-    a sub-code until its log2(K) bits are spent.  So sub-code 0 holds two or three strong components,
-    the last ones d weak ones, and every prefix of the sub-codes is close to the best of its rate.
+    a sub-code until its log2(K) bits are spent.  So sub-code 0 holds two or three strong
+    components, the last ones d weak ones, and every prefix of the sub-codes is close to the best of
+    its rate.
     """
     deviation = [math.log2(max(e, 1e-12)) / 2 for e in energy[: config.latent_dims]]
     budget = math.log2(config.codewords)

@@ -26,7 +26,7 @@ from pqmim.integer import Model
 from pqmim.prior_config import PriorConfig
 from pqmim.schedule import WINDOW
 
-NEVER = np.int16(-1)  # stage of what lies outside the image
+NEVER = -1  # stage of what lies outside the image
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
 
 
@@ -90,9 +90,7 @@ def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> 
     present = np.stack([grid.stages[window, ..., 0] != NEVER for grid, window, _ in jobs])
     cells = np.stack([grid.cells(window, stage) for grid, window, stage in jobs])
     device = model.device
-    hidden = model.hidden(
-        torch.from_numpy(tokens).to(device), torch.from_numpy(present).to(device)
-    )
+    hidden = model.hidden(torch.from_numpy(tokens).to(device), torch.from_numpy(present).to(device))
     rows = hidden.flatten(0, 1)[torch.from_numpy(cells.reshape(-1)).to(device)]
     weights = entropy.weights(model.logits(rows, group))
     return list(weights.split(cells.sum(axis=(1, 2)).tolist()))
@@ -174,9 +172,7 @@ def decode_images(
     """
     empty = [np.zeros(shape, dtype=np.uint8) for shape in shapes]
     grids = [Grid.of(codes, plan, model.config) for codes in empty]
-    decoders = {
-        id(g): entropy.Decoder(payload) for g, payload in zip(grids, payloads, strict=True)
-    }
+    decoders = {id(g): entropy.Decoder(payload) for g, payload in zip(grids, payloads, strict=True)}
     longest = max((grid.groups for grid in grids), key=len, default=[])
     for stage, group in enumerate(longest):
         for jobs in _chunks(grids, [stage], WINDOWS_AT_ONCE[model.device.type]):

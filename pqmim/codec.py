@@ -3,10 +3,10 @@
     pixels uint8 [B,3,H,W] --pad--> encoder --latent--> quantizer --codes [B,h,w,m]-->  (storage)
     (storage) --codes--> quantizer --latent--> decoder --crop--> pixels uint8 [B,3,H,W]
 
-``h = ceil(H / f)``, ``w = ceil(W / f)``; the first m of M sub-codes are kept (``quality``), raw rate
-``m * log2(K) / f**2`` bits per pixel.  Codes of the same batch shape on the same machine are always
-the same; another kernel may flip a code that lies between two codewords, which the picture does not
-show.  What is stored is the codes, and they are never computed twice.
+``h = ceil(H / f)``, ``w = ceil(W / f)``; the first m of M sub-codes are kept (``quality``), raw
+rate ``m * log2(K) / f**2`` bits per pixel.  Codes of the same batch shape on the same machine are
+always the same; another kernel may flip a code that lies between two codewords, which the picture
+does not show.  What is stored is the codes, and they are never computed twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pqmim import checkpoint
-from pqmim.autoencoder import PQVAE
+from pqmim.autoencoder import PQVAE, channels_last
 
 
 class Codec:
@@ -25,12 +25,14 @@ class Codec:
 
     def __init__(self, model: PQVAE, fingerprint: str, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.model = channels_last(model.eval().to(self.device))
         self.config, self.fingerprint = model.config, fingerprint
         self.code_dtype = torch.uint8 if self.config.codewords <= 256 else torch.uint16
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "default", device: str | torch.device = "cpu") -> Codec:
+    def load(
+        cls, name_or_path: str | Path = "default", device: str | torch.device = "cpu"
+    ) -> Codec:
         """Load weights by path, shipped name or fingerprint.
 
         Raises:
@@ -79,9 +81,10 @@ class Codec:
             ValueError: codes that cannot be of such an image or such a model.
         """
         if codes.ndim != 4 or tuple(codes.shape[1:3]) != self.grid(height, width):
+            rows, columns = self.grid(height, width)
             raise ValueError(
-                f"codes {tuple(codes.shape)} are not [B, {', '.join(map(str, self.grid(height, width)))}"
-                f", m] of {height} x {width} pixels at stride {self.config.stride}"
+                f"codes {tuple(codes.shape)} are not [B, {rows}, {columns}, m] of "
+                f"{height} x {width} pixels at stride {self.config.stride}"
             )
         if not 1 <= codes.shape[3] <= self.config.subcodes:
             raise ValueError(f"{codes.shape[3]} sub-codes, the model has {self.config.subcodes}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -19,8 +20,8 @@ class ConfigError(ValueError):
 class AutoencoderConfig:
     """Shape of the PQ-VAE (El-Nouby et al. 2023, section 3).
 
-    The stride is ``stem * 2 ** (len(widths) - 1)``; raw rate ``m * log2(codewords) / stride**2`` bpp
-    at quality m.  ``subcodes=1`` is plain VQ, ``subcode_dims=1`` is scalar quantisation.
+    The stride is ``stem * 2 ** (len(widths) - 1)``; raw rate ``m * log2(codewords) / stride**2``
+    bpp at quality m.  ``subcodes=1`` is plain VQ, ``subcode_dims=1`` is scalar quantisation.
     """
 
     stem: int = 8  # side of the patch that one position of the first level sees
@@ -65,7 +66,8 @@ class AutoencoderConfig:
             ConfigError: not JSON, unknown or missing fields.
         """
         try:
-            fields = json.loads(text)
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            fields: dict[str, Any] = json.loads(text)
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**fields)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ConfigError(f"not an autoencoder description: {error}") from error

@@ -1,10 +1,10 @@
 """The masked transformer in exact integers, carried in floating-point tensors.
 
 Every tensor holds integers; every matmul operand is at most 128 in magnitude and every dot product
-stays below 2**24 for every possible input (proved from the weights when a model is loaded, see
-``pqmim.integer``).  So no product and no partial sum ever rounds, in any order, with any kernel, in
-float32, TF32 or bfloat16 with float32 sums, and all machines agree bit for bit.  Division and square
-root are on integers below 2**53 in float64, where floor(fl(a / b)) == floor(a / b).
+stays below 2**24 for every possible input (proved from the weights when a model is read, see
+``pqmim.prior_checkpoint``).  So no product or partial sum ever rounds, in any order, any kernel, in
+float32, TF32 or bfloat16 with float32 sums, and all machines agree bit for bit.  Division and
+square root are on integers below 2**53 in float64, where floor(fl(a / b)) == floor(a / b).
 
     quantity                      unit          range
     residual stream               2**-8         +-(2**17 - 1)

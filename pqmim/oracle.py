@@ -91,11 +91,14 @@ def feed_forward(tensors: Tensors, name: str, y: Ints) -> Ints:
 
 
 def hidden(config: PriorConfig, tensors: Tensors, tokens: Ints, present: NDArray[np.bool_]) -> Ints:
-    """One window: tokens [16, 16, M], present [16, 16] -> [positions present in raster order, D]."""
+    """One window: tokens [16, 16, M], present [16, 16] -> [positions present, D], raster order."""
     places = [(int(i), int(j)) for i, j in np.argwhere(present)]
     x = np.stack(
         [
-            sum(tensors["codes"][m, tokens[i, j, m]].astype(np.int64) for m in range(len(tokens[i, j])))
+            sum(
+                tensors["codes"][m, tokens[i, j, m]].astype(np.int64)
+                for m in range(len(tokens[i, j]))
+            )
             + tensors["row"][i]
             + tensors["column"][j]
             for i, j in places
@@ -115,7 +118,9 @@ def hidden(config: PriorConfig, tensors: Tensors, tokens: Ints, present: NDArray
 
 def logits(config: PriorConfig, tensors: Tensors, rows: Ints, group: int) -> Ints:
     """[n, D] -> [n, sub-codes of the group, K]."""
-    span = slice(group * config.group * config.codewords, (group + 1) * config.group * config.codewords)
+    span = slice(
+        group * config.group * config.codewords, (group + 1) * config.group * config.codewords
+    )
     part = {f"head.{p}": tensors[f"head.{p}"][span] for p in ("weight", "bias", "shift")}
     return linear(part, "head", rows, 2**15).reshape(len(rows), config.group, config.codewords)
 

@@ -3,12 +3,12 @@
     tokens --embedding sum + row + column--> x --blocks--> norm --> a head of K logits per sub-code
     block: x += local(norm x) (8 neighbours);  x += attention(norm x);  x += feed-forward(norm x)
 
-RMS norm without gain, base-2 softmax with a relative position bias, quadratic hard-swish: every part
-has an exact integer twin in ``pqmim.exact``.  Logits are in octaves (base-2 logarithms).
+RMS norm without gain, base-2 softmax with a relative position bias, quadratic hard-swish: every
+part has an exact integer twin in ``pqmim.exact``.  Logits are in octaves (base-2 logarithms).
 
 :func:`calibrate` picks powers of two for activations and weight rows, once; :func:`quantise` makes
 the integer network from the float masters, with straight-through gradients if they are wanted, and
-:func:`export` stores exactly those integers.  Powers stay frozen during quantisation-aware training.
+:func:`export` stores exactly those integers.  Powers stay frozen in quantisation-aware training.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim import exact, integer
+from pqmim import exact, integer, prior_checkpoint
 from pqmim.prior_config import PriorConfig
 from pqmim.schedule import WINDOW
 
 QUANTILE = 0.9999
 TOP = 127.49  # rounds to 127
 ACTIVATIONS = ("q", "k", "v", "o", "h")
-OUTPUT_BITS = {"local": exact.RESIDUAL_BITS, "out": exact.RESIDUAL_BITS,
-               "down": exact.RESIDUAL_BITS, "up": exact.HIDDEN_BITS, "head": exact.LOGIT_BITS}  # fmt: skip
+OUTPUT_BITS = {
+    "local": exact.RESIDUAL_BITS,
+    "out": exact.RESIDUAL_BITS,
+    "down": exact.RESIDUAL_BITS,
+    "up": exact.HIDDEN_BITS,
+}
 
 
 class Recorder:
@@ -147,7 +151,7 @@ def relative(table: Tensor) -> Tensor:
 
 def first_position_bias(heads: int) -> Tensor:
     """[heads, 31, 31] octaves: every head starts local, each with its own reach (ALiBi, in 2-D)."""
-    axis = torch.arange(integer.SPAN) - (WINDOW - 1)
+    axis = torch.arange(prior_checkpoint.SPAN) - (WINDOW - 1)
     distance = (axis[:, None].square() + axis[None].square()).float().sqrt()
     slopes = torch.tensor([2.0 ** (-h / 2) for h in range(heads)])
     return -slopes[:, None, None] * distance
@@ -185,12 +189,16 @@ class Powers:
     def exponents(self, block: int) -> tuple[int, int, int]:
         """Shifts of the scores, of the mean of the values, and of the hard-swish."""
         a = self.activations[block]
-        return a["q"] + a["k"] - exact.LOGIT_BITS, a["o"] - a["v"], 2 * exact.HIDDEN_BITS + 2 - a["h"]
+        return (
+            a["q"] + a["k"] - exact.LOGIT_BITS,
+            a["o"] - a["v"],
+            2 * exact.HIDDEN_BITS + 2 - a["h"],
+        )
 
 
 def layers(prior: Prior) -> dict[str, nn.Linear]:
     """Every linear layer under its name in the checkpoint."""
-    return {name: prior.get_submodule(name) for name in integer.layer_shapes(prior.config)}  # type: ignore[misc]
+    return {name: prior.get_submodule(name) for name in prior_checkpoint.layer_shapes(prior.config)}  # type: ignore[misc]
 
 
 @torch.no_grad()
@@ -214,7 +222,7 @@ def calibrate(prior: Prior, batches: Iterable[tuple[Tensor, Tensor | None]]) -> 
         largest = layer.weight.abs().amax(1).clamp_min(1e-9)
         powers.rows[name] = torch.floor(torch.log2(TOP / largest)).to(torch.int64)
         into, out = powers.bits(name)
-        powers.rows[name] = powers.rows[name].clamp(max=integer.MAX_SHIFT - into + out)
+        powers.rows[name] = powers.rows[name].clamp(max=prior_checkpoint.MAX_SHIFT - into + out)
         fit(prior, powers, name)
     return powers
 
@@ -228,10 +236,12 @@ def fit(prior: Prior, powers: Powers, name: str) -> None:
     while True:
         if int(powers.shift(name).min()) < 0:
             row = int(powers.shift(name).argmin())
-            raise integer.RangeError(f"{name} row {row}: its weights are too large for integers")
+            raise prior_checkpoint.RangeError(
+                f"{name} row {row}: its weights are too large for integers"
+            )
         weight, bias = integer_layer(layers(prior)[name], powers, name)
         worst = exact.ACTIVATION * weight.double().abs().sum(1) + bias.double().abs()
-        broken = worst >= integer.SUM_LIMIT
+        broken = worst >= prior_checkpoint.SUM_LIMIT
         if not broken.any():
             return
         powers.rows[name] = powers.rows[name] - broken.to(torch.int64)
@@ -249,7 +259,7 @@ def integer_layer(layer: nn.Linear, powers: Powers, name: str) -> tuple[Tensor, 
     weight = round_through(layer.weight * torch.exp2(rows.float())[:, None])
     weight = weight.clamp(-exact.ACTIVATION, exact.ACTIVATION)
     half = torch.where(shift > 0, torch.exp2(shift.float() - 1), 0.0)
-    limit = float(integer.SUM_LIMIT // 4)
+    limit = float(prior_checkpoint.SUM_LIMIT // 4)
     bias = round_through(layer.bias * torch.exp2((rows + into).float())) + half
     return weight, bias.clamp(-limit, limit)
 
@@ -292,13 +302,13 @@ def quantise(prior: Prior, powers: Powers) -> exact.Network:
 
 def integer_position(block: nn.Module, score_shift: int) -> Tensor:
     """[heads, 31 * 31]: the position bias in units of the scores."""
-    limit = integer.POSITION_LIMIT - 1
+    limit = prior_checkpoint.POSITION_LIMIT - 1
     units = block.position.flatten(1) * 2.0 ** (score_shift + exact.LOGIT_BITS)  # type: ignore[operator]
     return round_through(units).clamp(-limit, limit)
 
 
 @torch.no_grad()
-def export(prior: Prior, powers: Powers) -> integer.Checkpoint:
+def export(prior: Prior, powers: Powers) -> prior_checkpoint.Checkpoint:
     """The checkpoint of exactly the integers of :func:`quantise`, proven; the oracle's test vector.
 
     Rows that training pushed out of the exact range are coarsened by a bit first.
@@ -311,16 +321,22 @@ def export(prior: Prior, powers: Powers) -> integer.Checkpoint:
         "row": prior.row,
         "column": prior.column,
     }
-    values = {k: (v * 2**exact.RESIDUAL_BITS).round().clamp(-32767, 32767) for k, v in values.items()}
+    values = {
+        k: (v * 2**exact.RESIDUAL_BITS).round().clamp(-32767, 32767) for k, v in values.items()
+    }
     for name, layer in layers(prior).items():
         values[f"{name}.weight"], values[f"{name}.bias"] = integer_layer(layer, powers, name)
         values[f"{name}.shift"] = powers.shift(name)
     for b, block in enumerate(prior.blocks):
         exponents = powers.exponents(b)
         position = integer_position(block, exponents[0])
-        values[f"blocks.{b}.position"] = position.reshape(-1, integer.SPAN, integer.SPAN)
+        values[f"blocks.{b}.position"] = position.reshape(
+            -1, prior_checkpoint.SPAN, prior_checkpoint.SPAN
+        )
         values[f"blocks.{b}.exponents"] = torch.tensor(exponents)
-    types = integer.tensor_types(config)
+    types = prior_checkpoint.tensor_types(config)
     arrays = {k: values[k].cpu().numpy().astype(np.dtype(types[k][1])) for k in types}
-    integer.prove(config, arrays)
-    return integer.Checkpoint(config, arrays, integer.probe_sha256(integer.Oracle(config, arrays)))
+    prior_checkpoint.prove(config, arrays)
+    return prior_checkpoint.Checkpoint(
+        config, arrays, integer.probe_sha256(integer.Oracle(config, arrays))
+    )

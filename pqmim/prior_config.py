@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pqmim.config import ConfigError
 
+MIN_CODEWORDS = 3  # the encoder stands for a table with three columns
 MAX_CODEWORDS = 256  # codes are bytes; the mask token is one more
 MAX_DIMS = 1024  # exact sums of squares and of products (see pqmim.exact)
 MAX_HEAD_DIMS = 64
@@ -26,15 +28,19 @@ class PriorConfig:
     local: tuple[bool, ...] = (True, False, True, False, True, False)  # per block: 8 neighbours too
 
     def __post_init__(self) -> None:
-        if not 2 <= self.codewords <= MAX_CODEWORDS:
-            raise ConfigError(f"codewords must be 2..{MAX_CODEWORDS}, not {self.codewords}")
+        if not MIN_CODEWORDS <= self.codewords <= MAX_CODEWORDS:
+            raise ConfigError(
+                f"codewords must be {MIN_CODEWORDS}..{MAX_CODEWORDS}, not {self.codewords}"
+            )
         if min(self.subcodes, self.group, self.dims, self.heads, self.hidden) < 1 or not self.local:
             raise ConfigError("a prior needs at least one sub-code, head, dimension and block")
         if self.subcodes % self.group:
-            raise ConfigError(f"{self.subcodes} sub-codes do not divide into groups of {self.group}")
+            raise ConfigError(
+                f"{self.subcodes} sub-codes do not divide into groups of {self.group}"
+            )
         if self.dims % self.heads or self.dims > MAX_DIMS or self.head_dims > MAX_HEAD_DIMS:
             raise ConfigError(
-                f"dims {self.dims} must be at most {MAX_DIMS} and a multiple of heads {self.heads}, "
+                f"dims {self.dims} must be at most {MAX_DIMS}, a multiple of heads {self.heads}, "
                 f"with at most {MAX_HEAD_DIMS} dims a head"
             )
 
@@ -65,7 +71,8 @@ class PriorConfig:
             ConfigError: not JSON, unknown or missing fields.
         """
         try:
-            fields = json.loads(text)
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            fields: dict[str, Any] = json.loads(text)
+            fields["local"] = tuple(fields["local"])
+            return cls(**fields)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"not a description of a prior: {error}") from error

@@ -2,8 +2,8 @@
 
 The latent's M*d channels are M sub-spaces of d channels, each with its own codebook of K codewords
 (PQ between VQ, M = 1, and scalar quantisation, d = 1).  Sub-codes are *nested*: sub-code 0 matters
-most, and a decoder that is given the first m of them replaces the rest by a learned "absent" vector.
-So one checkpoint serves every quality m = 1..M.
+most, and a decoder that is given the first m of them replaces the rest by a learned "absent"
+vector. So one checkpoint serves every quality m = 1..M.
 
 Codebooks follow the latents by exponential moving averages (van den Oord et al. 2017, appendix A);
 codewords that nothing uses are restarted from random latents of the batch (Jukebox, EnCodec).
@@ -125,11 +125,11 @@ class ProductQuantizer(nn.Module):
             self.codebook[m] = self.total[m] / self.count[m].clamp_min(1e-6).unsqueeze(-1)
         return restarted
 
-    def perplexity(self) -> list[float]:
-        """Per sub-codebook, the effective number of codewords in use, 1..K (moving average)."""
+    def usage(self) -> float:
+        """Effective number of codewords in use (perplexity, 1..K), mean over the codebooks."""
         share = self.count / self.count.sum(1, keepdim=True).clamp_min(1e-9)
         entropy = -(share * share.clamp_min(1e-12).log()).sum(1)
-        return [float(p) for p in entropy.exp()]
+        return float(entropy.exp().mean())
 
 
 def kmeans(vectors: Tensor, codewords: int, rounds: int = 12) -> Tensor:

@@ -11,17 +11,20 @@ A plan has one byte per group:
     1 .. 16      S = byte         (s / S) ** 2
     129 .. 137   S = byte - 128   2 ** (s - S)     130: checkerboard, 133: quincunx-5 (PQ-MIM)
 
-A stage is a pure function of (y, x, sub-code, plan): the stages of quality m are the first stages of
-any higher quality that is a multiple of the group, so a stream may be cut between groups.
+A stage is a pure function of (y, x, sub-code, plan): the stages of quality m are the first stages
+of any higher quality that is a multiple of the group, so a stream may be cut between groups.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 WINDOW = 16  # positions a side that the model sees at once, and the period of the order
 MAX_SQUARE = 16
@@ -125,7 +128,7 @@ def stage_map(
     return stages
 
 
-def to_windows(grid: NDArray[np.generic], fill: int) -> NDArray[np.generic]:
+def to_windows(grid: NDArray[Scalar], fill: int) -> NDArray[Scalar]:
     """[h, w, m] -> [windows in raster order, 16, 16, m]; ``fill`` outside the grid."""
     height, width, subcodes = grid.shape
     rows, columns = -(-height // WINDOW), -(-width // WINDOW)
@@ -135,7 +138,7 @@ def to_windows(grid: NDArray[np.generic], fill: int) -> NDArray[np.generic]:
     return np.ascontiguousarray(tiles.reshape(rows * columns, WINDOW, WINDOW, subcodes))
 
 
-def from_windows(windows: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
+def from_windows(windows: NDArray[Scalar], height: int, width: int) -> NDArray[Scalar]:
     """Undo :func:`to_windows`."""
     rows, columns = -(-height // WINDOW), -(-width // WINDOW)
     tiles = windows.reshape(rows, columns, WINDOW, WINDOW, -1).swapaxes(1, 2)

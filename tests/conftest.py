@@ -1,11 +1,12 @@
 """Object stores for the tests: an in-process S3 server, and Ceph's gateway for tests marked ``s3``.
 
-Both listen on loopback only.  The environment of the in-process server is set for the whole session,
-so that worker processes inherit it.
+Both listen on loopback only.  The environment of the in-process server is set for the whole
+session, so that worker processes inherit it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,15 @@ def _new_bucket() -> str:
     """URL of an empty bucket on the server of the environment."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     region = {"LocationConstraint": os.environ["AWS_DEFAULT_REGION"]}
-    connection = s3fs.S3FileSystem(skip_instance_cache=True)
+    connection = _connection(os.environ["AWS_ENDPOINT_URL"])
     connection.call_s3("create_bucket", Bucket=name, CreateBucketConfiguration=region)
     return f"s3://{name}"
+
+
+@functools.cache
+def _connection(endpoint: str) -> s3fs.S3FileSystem:
+    """One for all tests; each costs half a second."""
+    return s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)
 
 
 @pytest.fixture(scope="session")
@@ -81,11 +88,11 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @dataclass(frozen=True)
 class Gateway:
-    """Ceph's RADOS Gateway and an empty bucket on it."""
+    """Ceph's RADOS Gateway and an empty prefix on it."""
 
     folder: str
     port: int
-    bucket: str = ""
+    url: str = ""
 
     def kill(self, name: str, number: signal.Signals) -> None:
         """Send a signal to ``rgw`` or ``osd``."""
@@ -94,6 +101,11 @@ class Gateway:
     def restart(self) -> None:
         """Start the gateway after it was killed, and wait until it answers."""
         _rgw_script("gateway", self.folder)
+
+
+def _use_gateway(patch: pytest.MonkeyPatch, port: int) -> None:
+    for name, value in _environment(port, "testkey", "testsecret", "default").items():
+        patch.setenv(name, value)
 
 
 def _rgw_script(*arguments: str) -> None:
@@ -132,7 +144,11 @@ def rgw_server() -> Iterator[Gateway]:
     port = _free_ports(3)
     try:
         _rgw_script("start", folder, str(port))
-        yield Gateway(folder, port)
+        with pytest.MonkeyPatch.context() as patch:
+            _use_gateway(patch, port)
+            # One for all: a new bucket takes 30 s after a gateway was killed, until Ceph knows it.
+            bucket = _new_bucket()
+        yield Gateway(folder, port, bucket)
     finally:
         _rgw_script("stop", folder)
         shutil.rmtree(folder)
@@ -140,8 +156,6 @@ def rgw_server() -> Iterator[Gateway]:
 
 @pytest.fixture
 def rgw(rgw_server: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
-    """The gateway as the S3 server of the environment, and an empty bucket on it."""
-    environment = _environment(rgw_server.port, "testkey", "testsecret", "default")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return Gateway(rgw_server.folder, rgw_server.port, _new_bucket())
+    """The gateway as the S3 server of the environment, and an empty prefix on it."""
+    _use_gateway(monkeypatch, rgw_server.port)
+    return replace(rgw_server, url=f"{rgw_server.url}/{uuid.uuid4().hex[:12]}")

@@ -3,8 +3,8 @@
     pqmim train autoencoder --shards 'DIR/*.tar' --out RUN --minutes 100
 
 Nested sub-codes: half of the crops keep all M sub-codes, the others a uniform number.  Each crop's
-error is divided by the usual error at its quality, so every rate gains the same share (the loss is a
-stand-in for mean PSNR) and the coarse ones do not drown the fine ones.
+error is divided by the usual error at its quality, so every rate gains the same share (the loss is
+a stand-in for mean PSNR) and the coarse ones do not drown the fine ones.
 
 The learning rate follows the share of the time budget that is used, not a step count: the budget is
 what is known in advance.  ``RUN/checkpoint.pt`` resumes exactly where it was written (weights,
@@ -19,16 +19,17 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pqmim.autoencoder import PQVAE, start_linear, to_float
+from pqmim.autoencoder import PQVAE, channels_last, start_linear, to_float
 from pqmim.config import AutoencoderConfig
 from pqmim.training import crops
 
-
-START_CROPS = 512
+START_CROPS = 512  # for the principal components and the k-means codebooks
+LOG_EVERY, SAVE_EVERY = 50, 500  # steps
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,19 @@ class Recipe:
     minutes: float = 85.0
     crop: int = 160
     batch: int = 10
-    peak_lr: float = 4e-4
+    peak_lr: float = 2e-4
+    encoder_lr: float = 0.5  # relative: the straight-through gradient drives the latents apart
     linear_lr: float = 0.02  # of the linear maps, relative: they see 768 correlated pixels
     warmup: float = 0.01  # share of the budget
     commitment: float = 1.0
-    full_share: float = 0.5  # of the crops keep all M sub-codes
+    full_share: float = 0.25  # of the crops keep all M sub-codes
     weight_average: float = 0.999
     seed: int = 0
 
 
-def draw_quality(batch: int, subcodes: int, full_share: float, generator: torch.Generator) -> Tensor:
+def draw_quality(
+    batch: int, subcodes: int, full_share: float, generator: torch.Generator
+) -> Tensor:
     """How many sub-codes each crop keeps, int64 [batch] in 1..M."""
     some = torch.randint(1, subcodes + 1, (batch,), generator=generator)
     full = torch.rand(batch, generator=generator) < full_share
@@ -75,8 +79,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.seed)
-        self.model = PQVAE(recipe.model).to(device, memory_format=torch.channels_last)
-        self.average = PQVAE(recipe.model).to(device, memory_format=torch.channels_last)
+        self.model = channels_last(PQVAE(recipe.model).to(device))
+        self.average = channels_last(PQVAE(recipe.model).to(device))
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = make_optimizer(self.model, recipe)
         self.generator = torch.Generator().manual_seed(recipe.seed)
@@ -116,8 +120,10 @@ class Trainer:
         restarted = model.quantizer.follow(latent.detach(), codes)
         self._average(error.detach(), quality)
         self.step += 1
-        return {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "commit": float(commitment.detach()),
-                "norm": float(norm), "restarted": restarted, "lr": lr}  # fmt: skip
+        return {
+            "loss": float(loss.detach()), "mse": float(error.detach().mean()), "norm": float(norm),
+            "commit": float(commitment.detach()), "restarted": restarted, "lr": lr,
+        }  # fmt: skip
 
     @torch.no_grad()
     def _average(self, error: Tensor, quality: Tensor) -> None:
@@ -156,15 +162,21 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def make_optimizer(model, recipe):
-    linear = [p for n, p in model.named_parameters() if ".linear." in n]
-    rest = [p for n, p in model.named_parameters() if ".linear." not in n]
-    return torch.optim.AdamW([{"params": rest}, {"params": linear, "lr_scale": recipe.linear_lr}],
-        lr=recipe.peak_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+def make_optimizer(model: PQVAE, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; the encoder and the linear maps have lower rates."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        scale = recipe.encoder_lr if name.startswith("encoder.") else 1.0
+        scale = recipe.linear_lr if ".linear." in name else scale
+        groups.setdefault(scale, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": list_, "lr_scale": scale} for scale, list_ in groups.items()],
+        lr=recipe.peak_lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True,
+    )  # fmt: skip
 
 
 def validate(model: PQVAE, pixels: Tensor) -> dict[str, float]:
-    """PSNR of held-out crops at a quarter, half and all of the sub-codes, and the bits per code."""
+    """PSNR in dB of held-out crops with a quarter, half and all of the sub-codes."""
     report = {}
     for quality in sorted({max(1, model.config.subcodes * q // 4) for q in (1, 2, 4)}):
         out = torch.cat([model.decode(model.encode(p, quality)) for p in pixels.split(8)])
@@ -172,38 +184,42 @@ def validate(model: PQVAE, pixels: Tensor) -> dict[str, float]:
     return report
 
 
-def train(recipe: Recipe, shards: list[Path], out: Path, device: torch.device, *, held_out: int = 1,
-          log_every: int = 50, val_every: int = 500) -> None:  # fmt: skip
-    """Run the recipe to the end of its budget; see the module."""
+def train(recipe: Recipe, shards: list[Path], out: Path, device: torch.device) -> PQVAE:
+    """Run the recipe to the end of its budget and give the averaged model; see the module.
+
+    The last shard, by name, is held out for the PSNR in the log.
+    """
     out.mkdir(parents=True, exist_ok=True)
     shards = sorted(shards)
-    images = crops.load_images(shards[:-held_out])
-    held = crops.center_crops(crops.load_images(shards[-held_out:]), 256, 32).to(device)
-    trainer = Trainer(recipe, device)
-    checkpoint = out / "checkpoint.pt"
+    images = crops.load_images(shards[:-1])
+    held_out = crops.center_crops(crops.load_images(shards[-1:]), 256, 32).to(device)
+    trainer, checkpoint = Trainer(recipe, device), out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
     else:
         trainer.start(images)
-    stream = crops.batches(images, recipe.crop, recipe.batch, recipe.seed, trainer.step, threads=1)
-    since, seen = time.perf_counter(), 0
+    stream = crops.batches(images, recipe.crop, recipe.batch, recipe.seed, trainer.step)
     with open(out / "log.jsonl", "a") as log:
         if trainer.step == 0:
-            print(json.dumps({"recipe": dataclasses.asdict(recipe), "images": len(images)}), file=log)
+            print(
+                json.dumps({"recipe": dataclasses.asdict(recipe), "images": len(images)}), file=log
+            )
         while trainer.seconds < 60 * recipe.minutes:
             begin = time.perf_counter()
             report = trainer.train_step(next(stream))
             trainer.seconds += time.perf_counter() - begin
-            seen += recipe.batch
-            if trainer.step % log_every == 0:
-                now = time.perf_counter()
-                line = {"step": trainer.step, "minutes": trainer.seconds / 60, **report,
-                        "images_per_s": seen / (now - since),
-                        "usage": sum(trainer.model.quantizer.perplexity()) / recipe.model.subcodes}  # fmt: skip
-                if trainer.step % val_every == 0:
-                    line.update(validate(trainer.average, held))
+            if trainer.step % LOG_EVERY == 0:
+                report |= {
+                    "minutes": trainer.seconds / 60,
+                    "usage": trainer.model.quantizer.usage(),
+                }
+                report |= {"images_per_s": recipe.batch / (time.perf_counter() - begin)}
+                if trainer.step % SAVE_EVERY == 0:
+                    report |= validate(trainer.average, held_out)
                     trainer.save(checkpoint)
-                print(json.dumps({k: round(float(v), 5) for k, v in line.items()}), file=log, flush=True)
-                since, seen = time.perf_counter(), 0
+                line = {"step": trainer.step} | {k: round(v, 5) for k, v in report.items()}
+                print(json.dumps(line), file=log, flush=True)
         trainer.save(checkpoint)
-        print(json.dumps({"step": trainer.step, **validate(trainer.average, held)}), file=log)
+        last = {"step": trainer.step} | validate(trainer.average, held_out)
+        print(json.dumps(last), file=log)
+    return trainer.average

@@ -45,7 +45,7 @@ def load_images(shards: list[Path]) -> list[Tensor]:
 
 def center_crops(images: list[Tensor], size: int, count: int) -> Tensor:
     """The centre of the first ``count`` images that are large enough, uint8 [n,3,size,size]."""
-    crops = []
+    crops: list[Tensor] = []
     for image in images:
         top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
         if min(top, left) >= 0 and len(crops) < count:

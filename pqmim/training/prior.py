@@ -1,10 +1,10 @@
 """Stage 2: train the masked entropy model on the codes of a finished autoencoder.
 
-Windows of 16 x 16 positions are cut anywhere from the grids of codes.  Each sample works on one group
-of sub-codes, as the decoder does: coarser groups are known, finer ones masked, and of its own group
-a share of the positions is known.  Half of the samples take that share uniformly at random and its
-positions at random, the other half take a stage of the plan.  The loss is the code length of
-the group's masked cells and nothing else (label smoothing would bias the probabilities).
+Windows of 16 x 16 positions are cut anywhere from the grids of codes.  Each sample works on one
+group of sub-codes, as the decoder does: coarser groups are known, finer ones masked, and of its own
+group a share of the positions is known.  Half of the samples take that share uniformly at random
+and its positions at random, the other half take a stage of the plan.  The loss is the code length
+of the group's masked cells and nothing else (label smoothing would bias the probabilities).
 
 The last ``integer_share`` of the budget trains through the integer form itself, at a lower rate.
 The learning rate follows the share of the time budget that is used.  ``checkpoint.pt`` resumes.
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim import code_stream, exact, integer, schedule
+from pqmim import code_stream, exact, integer, prior_checkpoint, schedule
 from pqmim.prior import Powers, Prior, calibrate, export, quantise
 from pqmim.prior_config import PriorConfig
 from pqmim.schedule import WINDOW
@@ -137,7 +138,7 @@ def batches(
 
 
 def loss_bits(prior: Prior, powers: Powers | None, batch: Batch) -> Tensor:
-    """Mean code length of the masked cells in bits; through the integers if ``powers`` are given."""
+    """Mean code length of the masked cells in bits; through the integers if given ``powers``."""
     config = prior.config
     if powers is None:
         hidden = prior.hidden(batch.tokens, batch.present)
@@ -255,7 +256,7 @@ def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
 def train_prior(
     recipe: PriorRecipe, images: Sequence[Codes], held_out: Sequence[Codes], out: Path,
     device: torch.device, *, log_every: int = 50, val_every: int = 500,
-) -> integer.Checkpoint:  # fmt: skip
+) -> prior_checkpoint.Checkpoint:  # fmt: skip
     """Run the recipe to the end of its budget and export the averaged weights; see the module."""
     out.mkdir(parents=True, exist_ok=True)
     trainer, path = Trainer(recipe, device), out / "checkpoint.pt"
@@ -266,7 +267,9 @@ def train_prior(
     with open(out / "log.jsonl", "a") as file:
         while trainer.seconds < budget:
             if trainer.powers is None and trainer.seconds >= (1 - recipe.integer_share) * budget:
-                _write(file, {"step": trainer.step, "float_done": True, **validate(trainer, held_out)})
+                _write(
+                    file, {"step": trainer.step, "float_done": True, **validate(trainer, held_out)}
+                )
                 trainer.start_integers(images)
             begin = time.perf_counter()
             report = trainer.train_step(next(stream))
@@ -285,5 +288,6 @@ def train_prior(
     return export(trainer.average, trainer.powers)
 
 
-def _write(file: object, line: dict[str, float]) -> None:
-    print(json.dumps({k: round(float(v), 5) for k, v in line.items()}), file=file, flush=True)  # type: ignore[arg-type]
+def _write(file: TextIO, line: dict[str, float]) -> None:
+    file.write(json.dumps({k: round(float(v), 5) for k, v in line.items()}) + "\n")
+    file.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pqmim import integer
+from pqmim import integer, prior_checkpoint
 from pqmim.prior_config import PriorConfig
 
 TINY = PriorConfig(
@@ -27,10 +27,10 @@ def centred(shape: tuple[int, ...], limit: int, seed: int) -> NDArray[np.int64]:
     return (lcg(int(np.prod(shape)), seed) % (2 * limit + 1) - limit).reshape(shape)
 
 
-def tiny_arrays(config: PriorConfig = TINY) -> integer.Arrays:
+def tiny_arrays(config: PriorConfig = TINY) -> prior_checkpoint.Arrays:
     """Weights over the full range with shifts that keep the signals alive."""
-    arrays: integer.Arrays = {}
-    for seed, (name, (shape, dtype)) in enumerate(integer.tensor_types(config).items(), 1):
+    arrays: prior_checkpoint.Arrays = {}
+    for seed, (name, (shape, dtype)) in enumerate(prior_checkpoint.tensor_types(config).items(), 1):
         if dtype == "int16":
             values = centred(shape, 400, seed)
         elif name.endswith("weight"):
@@ -48,11 +48,13 @@ def tiny_arrays(config: PriorConfig = TINY) -> integer.Arrays:
     return arrays
 
 
-def tiny_checkpoint(config: PriorConfig = TINY) -> integer.Checkpoint:
+def tiny_checkpoint(config: PriorConfig = TINY) -> prior_checkpoint.Checkpoint:
     """Proven, with the test vector's hash from the oracle."""
     arrays = tiny_arrays(config)
-    integer.prove(config, arrays)
-    return integer.Checkpoint(config, arrays, integer.probe_sha256(integer.Oracle(config, arrays)))
+    prior_checkpoint.prove(config, arrays)
+    return prior_checkpoint.Checkpoint(
+        config, arrays, integer.probe_sha256(integer.Oracle(config, arrays))
+    )
 
 
 def some_codes(height: int, width: int, subcodes: int, seed: int) -> NDArray[np.uint8]:

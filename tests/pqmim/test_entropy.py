@@ -8,17 +8,17 @@ import constriction
 import numpy as np
 import pytest
 import torch
-from exact_tools import centred, lcg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pqmim import entropy, oracle
+from tests.pqmim.exact_tools import centred, lcg
 
 TOTAL = entropy.TOTAL
 
 
 def encode_by_hand(intervals: list[tuple[int, int]]) -> bytes:
-    """A range coder on Python's unbounded integers: 64-bit range, 32-bit words, 24-bit intervals."""
+    """A range coder on Python's unbounded integers: 64-bit range, 32-bit words."""
     low, width, words = 0, 2**64 - 1, 0
     for start, length in intervals:
         step = width >> 24
@@ -51,7 +51,7 @@ def test_the_exponential_table_is_the_rounded_power_and_never_changes() -> None:
     assert list(table) == oracle.exponential_table()
     assert table[0] == 2**20 and table[32] == 2**19 and table[672] == 1 and table[673] == 0
     digest = hashlib.sha256(np.array(table, dtype="<u4").tobytes()).hexdigest()
-    assert digest == "GOLDEN_TABLE"
+    assert digest == "e2a0e0ad00bc88d074b11ffb8d08e1395405a7a0e31d644353d141f2be7972db"
 
 
 @pytest.mark.parametrize("spread", [0, 1, 40, 900, 2**15])
@@ -72,7 +72,7 @@ def test_what_flooring_leaves_goes_to_the_first_of_equal_bests() -> None:
 @given(
     seed=st.integers(1, 2**31),
     count=st.integers(0, 200),
-    codewords=st.sampled_from([2, 3, 16, 256]),
+    codewords=st.sampled_from([3, 4, 16, 256]),
     spread=st.sampled_from([0, 30, 400, 2**15]),
 )
 def test_interval_bytes_equal_full_tables_and_a_coder_by_hand(

@@ -1,0 +1,1 @@
+"""Rate and distortion on a folder of images."""

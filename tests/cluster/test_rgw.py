@@ -1,0 +1,103 @@
+"""Against a real S3 server, Ceph's RADOS Gateway: races, stalls, and a gateway that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import Gateway
+
+from pipeline import storage
+from pipeline.storage import NotWritable, Store, expand, open_read, retries
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture
+def store(rgw: Gateway) -> Store:
+    """An archive on the gateway."""
+    return Store(f"{rgw.url}/archive")
+
+
+def test_probe_trusts_the_gateway(store: Store) -> None:
+    assert store.probe()
+    assert list(store.names()) == []
+
+
+def test_probe_names_a_missing_bucket(rgw: Gateway) -> None:
+    with pytest.raises(NotWritable, match="no-such-bucket-here"):
+        Store("s3://no-such-bucket-here/archive").probe()
+
+
+def test_of_24_writers_one_wins(store: Store) -> None:
+    for i in range(8):
+        with ThreadPoolExecutor(24) as pool:
+            won = list(pool.map(lambda k, n=f"x{i}": store.put_if_absent(n, b"%d" % k), range(24)))
+        assert won.count(True) == 1
+        assert store.get(f"x{i}") == b"%d" % won.index(True)
+
+
+def test_shards_are_listed_and_read(store: Store) -> None:
+    data = {f"s-{i:02}.tar": os.urandom(100_000) for i in range(12)}
+    for name, body in data.items():
+        store.put(name, body)
+    found = expand([f"{store.root}/s-{{00..11}}.tar"])
+    assert found == expand([store.root]) == expand([f"{store.root}/s-[01]*.tar"])
+    for info in found:
+        with open_read(info.url, info) as stream:
+            assert stream.read() == data[info.url.rpartition("/")[2]]
+
+
+def test_a_stalled_disk_delays_a_read_and_no_more(rgw: Gateway, store: Store) -> None:
+    data = os.urandom(16 << 20)
+    store.put("a.tar", data)
+    with open_read(store.url("a.tar")) as stream:
+        head = stream.read(1000)
+        rgw.kill("osd", signal.SIGSTOP)
+        timer = threading.Timer(3.0, rgw.kill, ("osd", signal.SIGCONT))
+        timer.start()
+        begin = time.monotonic()
+        try:
+            assert head + stream.read() == data
+        finally:
+            timer.join()
+    assert time.monotonic() - begin > 2.5, "the read did not wait for the disk"
+
+
+def test_a_gateway_killed_in_the_middle_of_a_read_costs_a_retry(
+    rgw: Gateway, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "READ_BLOCK", 4 << 20)
+    data = os.urandom(48 << 20)
+    store.put("a.tar", data)
+    before = retries()
+    parts = []
+    with open_read(store.url("a.tar")) as stream:
+        parts.append(stream.read(1 << 20))
+        rest = ThreadPoolExecutor(1).submit(stream.read)  # one GET of the 47 MiB that are left
+        time.sleep(0.02)
+        rgw.kill("rgw", signal.SIGKILL)
+        rgw.restart()
+        parts.append(rest.result(timeout=60))
+    assert b"".join(parts) == data
+    assert retries() > before, "the gateway was not killed in the middle of the read"
+
+
+def test_a_gateway_killed_while_objects_are_written_leaves_each_once(
+    rgw: Gateway, store: Store
+) -> None:
+    def write(i: int) -> bool:
+        return store.put_if_absent(f"codes/{i:03}", b"%d" % i * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        wins = pool.map(write, range(200))
+        time.sleep(0.1)
+        rgw.kill("rgw", signal.SIGKILL)
+        rgw.restart()
+        assert all(wins)
+    assert list(store.names("codes/")) == [f"codes/{i:03}" for i in range(200)]
+    assert all(store.get(f"codes/{i:03}") == b"%d" % i * 1000 for i in range(0, 200, 17))

@@ -1,0 +1,81 @@
+"""The product quantizer against brute force, and its training parts."""
+
+import torch
+from models import TINY
+
+from pqmim.quantizer import ProductQuantizer, kmeans
+
+
+def quantizer() -> tuple[ProductQuantizer, torch.Tensor]:
+    torch.manual_seed(1)
+    return ProductQuantizer(TINY), torch.randn(2, TINY.latent_dims, 3, 5)
+
+
+def test_each_sub_code_is_the_nearest_codeword_of_its_own_codebook():
+    pq, latent = quantizer()
+    codes = pq.encode(latent, 4)
+    for b, y, x in [(0, 0, 0), (1, 2, 4), (0, 1, 3)]:
+        for m in range(4):
+            part = latent[b, 2 * m : 2 * m + 2, y, x]
+            distances = (pq.codebook[m] - part).square().sum(1)
+            assert codes[b, y, x, m] == distances.argmin()
+
+
+def test_decoding_puts_codewords_and_absent_vectors_in_place():
+    pq, latent = quantizer()
+    pq.absent.data.normal_()
+    codes = pq.encode(latent, 4)
+    decoded = pq.decode(codes[..., :3])
+    assert torch.equal(decoded[1, 4:6, 2, 4], pq.codebook[2, codes[1, 2, 4, 2]])
+    assert torch.equal(decoded[1, 6:8, 2, 4], pq.absent[3])
+
+
+def test_the_training_form_gives_the_decoder_what_decoding_gives():
+    pq, latent = quantizer()
+    given, codes, _ = pq(latent, torch.tensor([2, 4]))
+    wanted = pq.decode(pq.encode(latent, 4)[..., :2])[0]
+    assert torch.allclose(given[0], wanted)
+    assert torch.allclose(given[1], pq.decode(pq.encode(latent, 4))[1])
+    assert codes.shape == (4, 2 * 3 * 5)
+
+
+def test_gradients_pass_straight_through_what_is_kept():
+    pq, latent = quantizer()
+    latent.requires_grad_()
+    given, _, _ = pq(latent, torch.tensor([1, 4]))
+    given.sum().backward()
+    assert torch.equal(latent.grad[0, :2], torch.ones(2, 3, 5))
+    assert torch.equal(latent.grad[0, 2:], torch.zeros(6, 3, 5))
+    assert torch.equal(latent.grad[1], torch.ones(8, 3, 5))
+    assert pq.absent.grad[0].abs().sum() == 0 and pq.absent.grad[3].abs().sum() > 0
+
+
+def test_following_the_latents_reduces_the_error_and_revives_dead_codewords():
+    pq, _ = quantizer()
+    latent = torch.randn(8, TINY.latent_dims, 8, 8)
+    pq.start(latent)
+    pq.codebook[0, 3] = 1e3  # nothing will ever choose it
+    pq.total.copy_(pq.codebook)
+    before = (pq.decode(pq.encode(latent, 4)) - latent).square().mean()
+    restarted = sum(
+        pq.follow(latent, pq.encode(latent, 4).reshape(-1, 4).T) for _ in range(300)
+    )
+    after = (pq.decode(pq.encode(latent, 4)) - latent).square().mean()
+    assert restarted >= 1 and pq.codebook.abs().max() < 100
+    assert after < before
+    assert 8 < pq.usage() <= 16
+
+
+def test_k_means_finds_separate_clusters():
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    torch.manual_seed(0)
+    points = centres.repeat(100, 1) + 0.01 * torch.randn(400, 2)
+    found = kmeans(points, 8)
+    assert torch.cdist(centres, found).min(1).values.max() < 0.1
+
+
+def test_large_grids_are_quantised_in_bounded_pieces(monkeypatch):
+    pq, latent = quantizer()
+    whole = pq.encode(latent, 4)
+    monkeypatch.setattr("pqmim.quantizer.CHUNK_DISTANCES", 4 * 16 * 7)
+    assert torch.equal(pq.encode(latent, 4), whole)
