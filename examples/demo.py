@@ -63,7 +63,7 @@ def build(store: Store, out: Path) -> Path:
             sources = {s.key: s.members for s in ShardReader(stream, spec.size)}
         for row in table.read_rows(store.get(commit.table_name(spec.shard_id))):
             if row.status is Status.OK:
-                decoded = out / "decoded" / spec.shard_id / f"{row.key}.png"
+                decoded = out / "decoded" / spec.shard_id / f"{decode.file_name(row.key)}.png"
                 cards.append(card(row, sources[row.key], plan, decoded))
             else:
                 errors.append(ErrorRow(row.key, row.status.value, row.error or "", spec.shard_id))

@@ -119,8 +119,8 @@ def text(specs: Sequence[ShardSpec], plan: Plan, resources: Resources, found: Ca
         *(f"{name:24}{value}" for name, value in lines),
         f"Measured on the first {found.count} samples of {found.spec.url} (bad: {bad}), on one "
         f"replica in this process.",
-        f"Assumed: all shards are like it; {resources.replicas} replicas on {resources.device} "
-        "scale evenly; storage keeps up; start-up is not counted.",
+        f"Assumed: all shards are like it; --replicas {resources.replicas} on {resources.device} "
+        f"is {resources.replicas} times this speed; storage keeps up; start-up is not counted.",
     ])  # fmt: skip
 
 

@@ -176,7 +176,7 @@ def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
         error = f".{unread}: {sample.unread[unread]}"
         status = Status.TOO_LARGE if "over the limit" in error else Status.MISSING_IMAGE
         return replace(row, status=status, error=error[:200])
-    found = ", ".join(f".{e}" for e in sample.members) or "nothing that was asked for"
+    found = ", ".join(f".{e}" for e in [*sample.members, *sample.others])
     error = f"no member .{'/.'.join(plan.image_keys)}; the sample has {found}"
     return replace(row, status=Status.MISSING_IMAGE, error=error[:200])
 

@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline import keep
+
 FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
 
 
@@ -102,6 +104,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.store != "codes":
             raise ValueError(f"store {self.store!r}: this version writes 'codes' only")
+        for column in self.keep:
+            keep.parse(column)
+        if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
+            raise ValueError("resize, crop, min_side and max_pixels must be 1 or more")
+        if self.batch_pixels < 1:
+            raise ValueError(f"batch_pixels {self.batch_pixels}: must be 1 or more")
         if self.measure not in ("none", "psnr"):
             raise ValueError(f"measure {self.measure!r}: 'none' or 'psnr'")
 

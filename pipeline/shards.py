@@ -39,6 +39,7 @@ class Sample:
     members: dict[str, bytes]  # by extension, lower case
     offset: int  # of its first header
     unread: dict[str, str] = field(default_factory=dict)  # wanted extension -> why it is not here
+    others: list[str] = field(default_factory=list)  # extensions that nobody asked for
 
 
 class ShardReader:
@@ -130,6 +131,8 @@ class ShardReader:
             complete = self._tar.skip(member.size)
             if complete and wanted:
                 sample.unread[extension] = reason
+            elif complete:
+                sample.others.append(extension)
         if complete:
             self._seen.add(extension)
         else:

@@ -14,6 +14,7 @@ counts, and the deterministic part of the ledger entry, from which a lost ledger
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -77,13 +78,18 @@ def schema(plan: Plan) -> pa.Schema:
     return pa.schema(columns)
 
 
+@functools.cache
+def _versions() -> str:
+    """Libraries that decide codes or file bytes."""
+    return json.dumps({name: version(name) for name in ("torch", "pyarrow")}, sort_keys=True)
+
+
 def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardResult) -> bytes:
     """The Parquet file of a shard; of ``result`` only what two runs share enters the footer."""
     columns = schema(plan)
-    data = {
-        name: [
-            row.kept.get(name) if name in plan_keeps(plan) else getattr(row, name) for row in rows
-        ]
+    kept = {keep.parse(column).name for column in plan.keep}
+    data: dict[str, list[object]] = {
+        name: [row.kept.get(name) if name in kept else getattr(row, name) for row in rows]
         for name in columns.names
     }
     data["status"] = [row.status.value for row in rows]
@@ -103,7 +109,7 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
         "result": json.dumps(
             {"outcome": result.outcome, "rows": result.rows, "pixels": result.pixels,
              "code_bytes": result.code_bytes, "damage": result.damage}, sort_keys=True),
-        "versions": json.dumps({n: version(n) for n in ("torch", "pyarrow")}, sort_keys=True),
+        "versions": _versions(),
     }  # fmt: skip
     table = pa.table(data, schema=columns.with_metadata({PREFIX + k: v for k, v in footer.items()}))
     text = {*STRINGS, *(n for n in columns.names if columns.field(n).type == pa.string())}
@@ -115,11 +121,6 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
         write_page_checksum=True,
     )  # fmt: skip
     return sink.getvalue()
-
-
-def plan_keeps(plan: Plan) -> set[str]:
-    """Names of the passthrough columns."""
-    return {keep.parse(spec).name for spec in plan.keep}
 
 
 def read_footer(data: bytes) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """One safetensors file per model: tensors, configuration, fingerprint.
 
 The file is complete by itself (no pickle, no code) and is what an archive carries as its decoder.
-Layers are stored as float16 and run as float32; codebooks stay float32.  The fingerprint is the
-sha256 of the configuration and of every tensor's name, dtype, shape and bytes; it is checked at
-every load, so a damaged or edited file is an error and never a slightly different picture.
+Layers are stored as float16 and run as float32; codebooks stay float32.  The entropy model, if
+there is one, is in the same file: integers under ``prior.*``, its description under ``prior`` in
+the metadata.  The fingerprint is the sha256 of the descriptions and of every tensor's name, dtype,
+shape and bytes; it is checked at every load, so a damaged or edited file is an error and never a
+slightly different picture.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +22,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pqmim import prior_checkpoint
 from pqmim.autoencoder import PQVAE
 from pqmim.config import AutoencoderConfig, ConfigError
+from pqmim.prior_checkpoint import CheckpointError
 
 FORMAT = "pqmim-1"
 WEIGHTS = Path(__file__).with_name("weights")
 DEFAULT = "default"  # the name of the weights that ship
 
 
-class CheckpointError(ValueError):
-    """A weights file that is missing, damaged or of another format."""
+PRIOR = "prior."  # prefix of the entropy model's tensors
 
 
-def fingerprint(config: AutoencoderConfig, tensors: dict[str, Tensor]) -> str:
-    """sha256 hex digest of a model; the same on every platform."""
+@dataclass(frozen=True)
+class Weights:
+    """What one file holds."""
+
+    model: PQVAE  # in evaluation mode, on the CPU
+    prior: prior_checkpoint.Checkpoint | None
+    fingerprint: str
+
+
+def fingerprint(
+    config: AutoencoderConfig, tensors: dict[str, Tensor], prior: str | None = None
+) -> str:
+    """sha256 hex digest of a model, and of its entropy model's description; same everywhere."""
     digest = hashlib.sha256(config.to_json().encode())
+    if prior is not None:
+        digest.update(f"\0prior\0{prior}".encode())
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().contiguous().numpy()
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -42,24 +59,29 @@ def fingerprint(config: AutoencoderConfig, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def to_bytes(model: PQVAE) -> bytes:
-    """The file of a model."""
+def to_bytes(model: PQVAE, prior: prior_checkpoint.Checkpoint | None = None) -> bytes:
+    """The file of a model, with its entropy model if there is one.
+
+    Raises:
+        CheckpointError: the entropy model is for other codes.
+    """
     tensors = {
         name: tensor.detach().cpu().to(
             torch.float32 if name == "quantizer.codebook" else torch.float16
         ).contiguous()
         for name, tensor in model.state_dict().items()
     }  # fmt: skip
-    metadata = {
-        "format": FORMAT,
-        "autoencoder": model.config.to_json(),
-        "fingerprint": fingerprint(model.config, tensors),
-    }
+    metadata = {"format": FORMAT, "autoencoder": model.config.to_json()}
+    if prior is not None:
+        _check_pair(model.config, prior)
+        integers, metadata["prior"] = prior.to_tensors()
+        tensors.update({PRIOR + name: tensor for name, tensor in integers.items()})
+    metadata["fingerprint"] = fingerprint(model.config, tensors, metadata.get("prior"))
     return save(tensors, metadata)
 
 
-def from_bytes(data: bytes, name: str) -> tuple[PQVAE, str]:
-    """Model in evaluation mode on the CPU, and its fingerprint; ``name`` is for messages.
+def parse(data: bytes, name: str) -> Weights:
+    """Read :func:`to_bytes` output; ``name`` is for messages.
 
     Raises:
         CheckpointError: not this format, damaged, or its tensors do not fit its description.
@@ -72,16 +94,55 @@ def from_bytes(data: bytes, name: str) -> tuple[PQVAE, str]:
         config = AutoencoderConfig.from_json(metadata["autoencoder"])
         tensors = load(data)
         model = PQVAE(config)
-        model.load_state_dict({k: v.float() for k, v in tensors.items()})
+        model.load_state_dict({k: v.float() for k, v in tensors.items() if _is_layer(k)})
     except (SafetensorError, ConfigError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{name}: damaged weights file: {error}") from error
-    actual = fingerprint(config, tensors)
+    actual = fingerprint(config, tensors, metadata.get("prior"))
     if actual != metadata.get("fingerprint"):
         raise CheckpointError(
             f"{name}: the tensors hash to {actual[:16]}, the file says "
             f"{str(metadata.get('fingerprint'))[:16]}: damaged; fetch it again"
         )
-    return model.eval().requires_grad_(False), actual
+    try:
+        prior = _parse_prior(config, tensors, metadata.get("prior"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    return Weights(model.eval().requires_grad_(False), prior, actual)
+
+
+def from_bytes(data: bytes, name: str) -> tuple[PQVAE, str]:
+    """The autoencoder of a file and the file's fingerprint; see :func:`parse`."""
+    weights = parse(data, name)
+    return weights.model, weights.fingerprint
+
+
+def _is_layer(name: str) -> bool:
+    return not name.startswith(PRIOR)
+
+
+def _parse_prior(
+    config: AutoencoderConfig, tensors: dict[str, Tensor], description: str | None
+) -> prior_checkpoint.Checkpoint | None:
+    """The entropy model, proven exact."""
+    integers = {k.removeprefix(PRIOR): v for k, v in tensors.items() if not _is_layer(k)}
+    if description is None:
+        if integers:
+            raise CheckpointError("an entropy model without its description")
+        return None
+    prior = prior_checkpoint.Checkpoint.from_tensors(integers, description)
+    _check_pair(config, prior)
+    return prior
+
+
+def _check_pair(config: AutoencoderConfig, prior: prior_checkpoint.Checkpoint) -> None:
+    """Both halves must speak of the same codes."""
+    mine = (config.subcodes, config.codewords)
+    its = (prior.config.subcodes, prior.config.codewords)
+    if mine != its:
+        raise CheckpointError(
+            f"the autoencoder has {mine[0]} sub-codes of {mine[1]} codewords, the entropy model "
+            f"is for {its[0]} of {its[1]}"
+        )
 
 
 def read(name_or_path: str | Path) -> bytes:
@@ -106,9 +167,9 @@ def read(name_or_path: str | Path) -> bytes:
         raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
 
 
-def write(model: PQVAE, folder: Path) -> Path:
+def write(model: PQVAE, folder: Path, prior: prior_checkpoint.Checkpoint | None = None) -> Path:
     """Write the file into ``folder`` under its fingerprint's first 16 digits."""
-    data = to_bytes(model)
+    data = to_bytes(model, prior)
     path = folder / f"{_metadata(data, 'new')['fingerprint'][:16]}.safetensors"
     path.write_bytes(data)
     return path

@@ -33,7 +33,7 @@ Arrays = dict[str, NDArray[np.integer]]
 
 
 class CheckpointError(ValueError):
-    """The integers of a model are incomplete, damaged, or not provably exact."""
+    """A weights file that is missing, damaged, of another format, or not provably exact."""
 
 
 class RangeError(CheckpointError):

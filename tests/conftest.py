@@ -159,3 +159,19 @@ def rgw(rgw_server: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
     """The gateway as the S3 server of the environment, and an empty prefix on it."""
     _use_gateway(monkeypatch, rgw_server.port)
     return replace(rgw_server, url=f"{rgw_server.url}/{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="session")
+def ray_here(moto_server: str) -> Iterator[None]:
+    """Ray on this machine, loopback only; its workers know the in-process S3 server."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80_000_000,
+        _node_ip_address="127.0.0.2",
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()

@@ -69,13 +69,13 @@ def codec_points(codec: Codec, image: Tensor) -> list[Point]:
 
 
 def jpeg_points(image: Tensor) -> list[Point]:
-    """Pillow's JPEG, 4:2:0, optimised Huffman tables, on one image."""
+    """Pillow's JPEG as it comes, 4:2:0, on one image."""
     height, width = image.shape[1:]
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     points = []
     for quality in JPEG_QUALITIES:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+        picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
         decoded = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
         bpp = 8 * len(file.getvalue()) / (height * width)
         points.append(Point(quality, bpp, psnr(image, decoded)))

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faulty import FaultyS3, faulty_s3
+from tests.faulty import FaultyS3, faulty_s3
 
 from pipeline import faults, storage
 from pipeline.storage import (

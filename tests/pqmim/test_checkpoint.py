@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import TINY, tiny_bytes
+from tests.models import TINY, tiny_bytes
 
 from pqmim import checkpoint
 from pqmim.autoencoder import PQVAE

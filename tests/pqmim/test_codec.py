@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny_codec
+from tests.models import tiny_codec
 
 from pqmim.codec import Codec, reflect_pad
 
@@ -92,7 +92,7 @@ def test_decode_refuses_codes_of_another_size_or_model():
 
 
 def test_shipped_weights_reconstruct_a_photograph():
-    from corpus_photos import photograph
+    from tests.photos import photograph
 
     codec = Codec.load()
     image = photograph()

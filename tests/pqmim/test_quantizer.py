@@ -1,7 +1,7 @@
 """The product quantizer against brute force, and its training parts."""
 
 import torch
-from models import TINY
+from tests.models import TINY
 
 from pqmim.quantizer import ProductQuantizer, kmeans
 

@@ -1,0 +1,148 @@
+"""The whole job on a real Ray: plan, replicas, commit, resume, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import common, decode, encode, finish, verify
+from pipeline.storage import Store
+from tests.corpus import jpeg, make_tar
+from tests.models import tiny_bytes
+from tests.photos import SHARDS
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(tiny_bytes())
+    return str(path)
+
+
+def run(model: str, source: str, output: str, *more: str) -> int:
+    arguments = ["--input", source, "--output", output, "--model", model, "--quality", "3",
+                 "--device", "cpu", "--max-bad-images", "1", *more]  # fmt: skip
+    return common.run(lambda: encode.main(arguments))
+
+
+def tables(output: str) -> dict[str, bytes]:
+    store = Store(output)
+    return {name: store.get(name) for name in store.names("codes/")}
+
+
+def summary(output: str) -> dict:
+    store = Store(output)
+    return json.loads(store.get(max(n for n in store.names("runs/") if "summary" in n)))
+
+
+def test_one_and_two_replicas_write_the_same_bytes(ray_here, model, tmp_path):
+    outputs = [str(tmp_path / name) for name in ("one", "again", "two")]
+    for output, replicas in zip(outputs, ("1", "1", "2"), strict=True):
+        assert run(model, str(SHARDS[0].parent), output, "--replicas", replicas) == common.OK
+    assert len(tables(outputs[0])) == 2
+    assert tables(outputs[0]) == tables(outputs[1]) == tables(outputs[2])
+
+
+def test_the_same_command_resumes_and_encodes_nothing_twice(ray_here, model, tmp_path):
+    for number in range(4):
+        tar = make_tar([(f"{number}-{i}.jpg", jpeg(32, 32, seed=i)) for i in range(3)])
+        (tmp_path / f"s{number}.tar").write_bytes(tar)
+    source, output = str(tmp_path / "s{0..3}.tar"), str(tmp_path / "out")
+    assert run(model, source, output) == common.OK
+    whole = tables(output)
+    for kind in ("codes", "ledger"):
+        name = next(n for n in Store(output).names(f"{kind}/") if "s2" in n)
+        (Path(output) / name).unlink()
+    name = next(n for n in Store(output).names("ledger/") if "s1" in n)
+    (Path(output) / name).unlink()
+    assert run(model, source, output) == common.OK
+    assert tables(output) == whole
+    report = summary(output)
+    assert (report["shards_encoded"], report["shards_done"]) == (1, 4)
+    assert run(model, source, output) == common.OK
+    assert summary(output)["shards_encoded"] == 0
+
+
+def test_a_whole_archive_on_s3(ray_here, s3, model, tmp_path):
+    store = Store(f"{s3}/in")
+    for shard in SHARDS:
+        store.put(shard.name, shard.read_bytes())
+    source, output = f"{s3}/in/photos-*.tar", f"{s3}/archive"
+    assert run(model, source, output, "--replicas", "2", "--keep", "txt") == common.OK
+    assert finish.main(["--archive", output]) == common.OK
+    assert verify.main(["--archive", output, "--device", "cpu", "--min-psnr", "0"]) == common.OK
+    target = f"{s3}/decoded"
+    arguments = ["--archive", output, "--output", target, "--format", "png", "--device", "cpu"]
+    assert decode.main(arguments) == common.OK
+    assert sum(name.endswith(".png") for name in Store(target).names("")) == 57
+    run(model, str(SHARDS[0].parent), str(tmp_path / "local"), "--keep", "txt")
+    mine, theirs = tables(str(tmp_path / "local")), tables(output)
+    assert [len(t) for t in mine.values()] == pytest.approx([len(t) for t in theirs.values()], abs=99)
+
+
+def test_a_damaged_shard_is_kept_and_reported(ray_here, model, tmp_path, capsys):
+    whole = make_tar([(f"{i}.jpg", jpeg(32, 32, seed=i)) for i in range(8)])
+    (tmp_path / "cut.tar").write_bytes(whole[:4000])
+    (tmp_path / "good.tar").write_bytes(whole)
+    assert run(model, str(tmp_path / "*.tar"), str(tmp_path / "out")) == common.INCOMPLETE
+    assert "damaged: " in capsys.readouterr().out
+    assert len(tables(str(tmp_path / "out"))) == 2
+
+
+def test_a_wrong_image_key_stops_the_run_with_the_way_out(ray_here, model, tmp_path, capsys):
+    tar = make_tar([(f"{i}.jpeg2", b"x") for i in range(150)])
+    (tmp_path / "in.tar").write_bytes(tar)
+    code = run(model, str(tmp_path / "in.tar"), str(tmp_path / "out"), "--max-bad-images", "0.05")
+    assert code == common.INCOMPLETE
+    assert "--image-key" in capsys.readouterr().out
+
+
+def refusal(capsys, code: int) -> str:
+    assert code == common.USAGE
+    return capsys.readouterr().err
+
+
+def test_another_plan_is_refused_and_named(ray_here, model, tmp_path, capsys):
+    shutil.copy(SHARDS[0], tmp_path / "in.tar")
+    source, output = str(tmp_path / "in.tar"), str(tmp_path / "out")
+    assert run(model, source, output) == common.OK
+    error = refusal(capsys, run(model, source, output, "--resize", "64"))
+    assert "resize: 64, there None" in error and "choose another output" in error
+    shutil.copy(SHARDS[1], tmp_path / "in2.tar")
+    error = refusal(capsys, run(model, str(tmp_path / "in*.tar"), output))
+    assert "inputs: 2, there 1" in error
+
+
+def test_bad_arguments_are_found_out_before_any_work(model, tmp_path, capsys):
+    source = str(SHARDS[0])
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    cases = {
+        str(tmp_path / "no-such-{0..3}.tar"): (str(tmp_path / "a"), [], "no-such-0.tar"),
+        source: (str(blocked), [], "file"),
+        source + " ": (str(tmp_path / "b"), [], "photos-000000.tar "),
+    }
+    for given, (output, more, message) in cases.items():
+        assert message in refusal(capsys, run(model, given, output, *more))
+    for more, message in [
+        (["--quality", "9"], "this model has 1..4"),
+        (["--keep", "codes"], "column 'codes' of its own"),
+        (["--replicas", "0"], "1 or more"),
+        (["--model", "nonsense"], "no weights 'nonsense'"),
+    ]:
+        assert message in refusal(capsys, run(model, source, str(tmp_path / "c"), *more))
+    assert not list(Store(str(tmp_path / "c")).names("codes/"))
+
+
+def test_a_machine_without_gpu_is_told_so(ray_here, model, tmp_path, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    error = refusal(capsys, run(model, str(SHARDS[0]), str(tmp_path / "o"), "--device", "cuda"))
+    assert "--device cpu" in error
