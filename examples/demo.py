@@ -36,7 +36,8 @@ def main() -> int:
     share = "0.5" if device == "cuda" else "0"
     steps = [
         ("encode", encode.main, ["--input", str(SHARDS), "--output", archive, "--replicas", "2",
-                                 "--device", device, "--gpus-per-replica", share, "--measure", "psnr", "--keep", "txt"]),
+                                 "--device", device, "--gpus-per-replica", share,
+                                 "--measure", "psnr", "--keep", "txt"]),
         ("finish", finish.main, ["--archive", archive]),
         ("verify", verify.main, ["--archive", archive, "--device", device]),
         ("decode", decode.main, ["--archive", archive, "--output", str(OUT / "decoded"),

@@ -20,7 +20,7 @@ from string import Template
 from typing import Any
 
 TEMPLATE = Path(__file__).with_name("page.html")
-STAGES = ("read", "decode", "encode", "code", "write")
+STAGES = ("read", "decode", "encode", "measure", "code", "write")
 MISSING = "-"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 TINY = 100  # pixels of width below which a picture is enlarged without smoothing

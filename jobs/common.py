@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from pipeline import storage
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest, shard_id
@@ -40,7 +41,7 @@ def setup_logging() -> None:
 def run(main: Callable[[], int]) -> int:
     """Call a job; errors that a person can act on become one line and an exit code."""
     setup_logging()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return main()
     except (UsageError, PlanMismatch, storage.StorageError, BadTable, CheckpointError) as error:
@@ -49,6 +50,11 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to resume\n")
         return INTERRUPTED
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C and SIGTERM are the same.  Raised here: Ray's job manager leaves SIGINT blocked."""
+    raise KeyboardInterrupt
 
 
 def run_id() -> str:
@@ -205,13 +211,13 @@ def list_shards(inputs: list[str]) -> list[ShardSpec]:
 
 
 def connect(resources: Resources) -> None:
-    """Join the Ray cluster, or start one on this machine; find out now if it has no GPU."""
+    """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine; find out now if
+    it has no GPU.  ``ray job submit`` sets RAY_ADDRESS."""
     import ray  # here, so that the jobs without replicas start quickly
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        joins = bool(os.environ.get("RAY_ADDRESS")) or _in_job()
-        ray.init(configure_logging=False, include_dashboard=None if joins else False)
+        _join_or_start(os.environ.get("RAY_ADDRESS") or "local")
     has = ray.cluster_resources()
     if resources.device.startswith("cuda") and not has.get("GPU"):
         raise UsageError(
@@ -220,6 +226,18 @@ def connect(resources: Resources) -> None:
         )
 
 
-def _in_job() -> bool:
-    """Under ``ray job submit``: the address comes from the job manager."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+def _join_or_start(address: str) -> None:
+    """``local`` starts a Ray of our own, on loopback, also where another one runs already."""
+    import ray
+
+    options: dict[str, Any] = {}
+    if address == "local":
+        options["include_dashboard"] = False
+        if sys.platform == "linux":  # elsewhere only 127.0.0.1 exists, and Ray replaces that one
+            options["_node_ip_address"] = "127.0.0.2"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, configure_logging=False, **options)
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(f"RAY_ADDRESS {address}: {error}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it by sys.exit(15)

@@ -119,8 +119,8 @@ class RayPool:
             r = self.resources
             raise NoReplicas(
                 f"no replica came up in {START_TIMEOUT_S:.0f} s: each asks for "
-                f"{r.cpus_per_replica} CPUs and {r.gpus_per_replica} GPUs, the cluster has {ray.cluster_resources()}; "
-                "give less with --cpus-per-replica or --gpus-per-replica, or add nodes"
+                f"{r.cpus_per_replica} CPUs and {r.gpus_per_replica} GPUs, the cluster has "
+                f"{ray.cluster_resources()}; give less with --cpus-per-replica or --gpus-per-replica, or add nodes"
             )
 
     @property

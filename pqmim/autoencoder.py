@@ -51,7 +51,13 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels in [-1, 1], [B,3,H,W] -> latent [B, M*d, H/f, W/f]."""
+    """Pixels in [-1, 1], [B,3,H,W] -> latent [B, M*d, H/f, W/f].
+
+    ``used`` switches channels off: a strong sub-code spends its bits on few of them, and what the
+    trunk puts into the others its codebook cannot hold.
+    """
+
+    used: Tensor  # [M*d, 1, 1], 0 or 1
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -67,10 +73,11 @@ class Encoder(nn.Module):
         self.trunk = nn.Sequential(*layers)
         self.patch = nn.PixelUnshuffle(config.stride)
         self.linear = nn.Conv2d(3 * config.stride**2, config.latent_dims, 1)
+        self.register_buffer("used", torch.ones(config.latent_dims, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        return self.trunk(x) + self.linear(self.patch(x))
+        return (self.trunk(x) + self.linear(self.patch(x))) * self.used
 
 
 class Decoder(nn.Module):
@@ -139,7 +146,9 @@ def start_linear(model: PQVAE, x: Tensor) -> None:
     power = torch.zeros(config.subcodes)  # every sub-code is scaled to unit power
     for channel, strength in zip(channels, energy.tolist(), strict=False):
         power[channel // config.subcode_dims] += strength
+    encoder.used.zero_()
     for channel, axis in zip(channels, axes, strict=False):
+        encoder.used[channel] = 1.0
         scale = float(power[channel // config.subcode_dims].sqrt())
         encoder.linear.weight[channel, :, 0, 0] = axis / scale
         encoder.linear.bias[channel] = -(axis @ mean.to(x.dtype)) / scale  # type: ignore[index]

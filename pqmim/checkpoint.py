@@ -30,8 +30,6 @@ from pqmim.prior_checkpoint import CheckpointError
 FORMAT = "pqmim-1"
 WEIGHTS = Path(__file__).with_name("weights")
 DEFAULT = "default"  # the name of the weights that ship
-
-
 PRIOR = "prior."  # prefix of the entropy model's tensors
 
 
@@ -95,9 +93,9 @@ def parse(data: bytes, name: str) -> Weights:
         tensors = load(data)
         model = PQVAE(config)
         model.load_state_dict({k: v.float() for k, v in tensors.items() if _is_layer(k)})
-    except (SafetensorError, ConfigError, KeyError, RuntimeError) as error:
+        actual = fingerprint(config, tensors, metadata.get("prior"))
+    except (SafetensorError, ConfigError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{name}: damaged weights file: {error}") from error
-    actual = fingerprint(config, tensors, metadata.get("prior"))
     if actual != metadata.get("fingerprint"):
         raise CheckpointError(
             f"{name}: the tensors hash to {actual[:16]}, the file says "

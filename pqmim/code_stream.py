@@ -9,6 +9,9 @@ same probabilities, as any finer one: the decoder may stop after any group.
 
 The encoder knows all codes, so all stages run in large batches; the decoder runs them in turn.
 That they agree rests on the model alone, which is exact (``pqmim.exact``).
+
+The first n stages alone are a stream too (``sent``), and any prefix of a payload decodes to a
+prefix of the stages (:func:`decode_prefix`).  Codes that were not sent read as 0.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from pqmim.schedule import WINDOW
 NEVER = -1  # stage of what lies outside the image
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
 
+Shape = tuple[int, int, int]  # h, w, m
+
 
 @dataclass
 class Grid:
@@ -36,16 +41,22 @@ class Grid:
 
     codes: NDArray[np.uint8]  # [W, 16, 16, m]
     stages: NDArray[np.int16]  # [W, 16, 16, m], NEVER outside the image
-    groups: list[int]  # of each stage
+    groups: list[int]  # of each stage that is sent
     config: PriorConfig
 
     @classmethod
-    def of(cls, codes: NDArray[np.uint8], plan: Sequence[int], config: PriorConfig) -> Grid:
-        """Cut a grid [h, w, m] into windows.
+    def of(
+        cls,
+        codes: NDArray[np.uint8],
+        plan: Sequence[int],
+        config: PriorConfig,
+        sent: int | None = None,
+    ) -> Grid:
+        """Cut a grid [h, w, m] into windows; only the first ``sent`` stages are sent (None: all).
 
         Raises:
             ValueError: not uint8, no position, more sub-codes than the model, or no such codeword.
-            ScheduleError: the plan does not cover m sub-codes.
+            ScheduleError: the plan does not cover m sub-codes, or has fewer stages.
         """
         if codes.dtype != np.uint8 or codes.ndim != 3 or 0 in codes.shape:
             raise ValueError(f"codes must be uint8 [h, w, m], not {codes.dtype} {codes.shape}")
@@ -55,10 +66,13 @@ class Grid:
         if codes.max() >= config.codewords:
             raise ValueError(f"code {codes.max()} is not below {config.codewords}")
         stages = schedule.stage_map(height, width, subcodes, plan, config.group)
+        groups = schedule.stage_groups(subcodes, plan, config.group)
+        if sent is not None and not 1 <= sent <= len(groups):
+            raise schedule.ScheduleError(f"{sent} stages sent of a plan that has {len(groups)}")
         return cls(
             schedule.to_windows(codes, 0),
             schedule.to_windows(stages, NEVER),
-            schedule.stage_groups(subcodes, plan, config.group),
+            groups[:sent],
             config,
         )
 
@@ -96,6 +110,10 @@ def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> 
     return list(weights.split(cells.sum(axis=(1, 2)).tolist()))
 
 
+def _windows_at_once(model: Model) -> int:
+    return WINDOWS_AT_ONCE.get(model.device.type, WINDOWS_AT_ONCE["cpu"])
+
+
 def _chunks(
     grids: Sequence[Grid], stages: Sequence[int], size: int
 ) -> Iterator[list[tuple[Grid, int, int]]]:
@@ -118,7 +136,7 @@ def intervals(
     found = [(np.zeros(g.codes.shape, np.int64), np.zeros(g.codes.shape, np.int64)) for g in grids]
     by_grid = {id(grid): pair for grid, pair in zip(grids, found, strict=True)}
     longest = max((grid.groups for grid in grids), key=len, default=[])
-    size = WINDOWS_AT_ONCE[model.device.type]
+    size = _windows_at_once(model)
     for group in sorted(set(longest)):
         stages = [s for s, g in enumerate(longest) if g == group]
         for jobs in _chunks(grids, stages, size):
@@ -135,14 +153,17 @@ def intervals(
 
 
 def encode_images(
-    model: Model, images: Sequence[NDArray[np.uint8]], plan: Sequence[int]
+    model: Model,
+    images: Sequence[NDArray[np.uint8]],
+    plan: Sequence[int],
+    sent: int | None = None,
 ) -> list[bytes]:
-    """Codes [h, w, m] of each image -> its payload.
+    """Codes [h, w, m] of each image -> its payload, of the first ``sent`` stages (None: all).
 
     Raises:
         ValueError, ScheduleError: see :meth:`Grid.of`.
     """
-    grids = [Grid.of(codes, plan, model.config) for codes in images]
+    grids = [Grid.of(codes, plan, model.config, sent) for codes in images]
     payloads = []
     for grid, (start, length) in zip(grids, intervals(model, grids), strict=True):
         order = [grid.stages == stage for stage in range(len(grid.groups))]
@@ -158,34 +179,91 @@ def encode_images(
 def decode_images(
     model: Model,
     payloads: Sequence[bytes],
-    shapes: Sequence[tuple[int, int, int]],
+    shapes: Sequence[Shape],
     plan: Sequence[int],
+    sent: int | None = None,
+    *,
+    to_end: bool = False,
 ) -> list[NDArray[np.uint8]]:
     """Undo :func:`encode_images`; ``shapes`` are the (h, w, m) of the images.
 
-    m may be smaller than what was sent, if it is a multiple of the group.  Damaged payloads decode
-    to wrong codes: check a checksum of the result.
+    m may be smaller than what was sent, if it is a multiple of the group.  Most damage decodes to
+    wrong codes: check a checksum of the result.
+
+    Args:
+        model: the entropy model that the payloads were made with.
+        payloads: one an image.
+        shapes: one an image.
+        plan: the plan that they were made with.
+        sent: how many stages to decode; what is not sent reads as 0.
+        to_end: whether bytes after the last code are an error.
 
     Raises:
-        PayloadError: a payload that is not a whole number of words.
+        PayloadError: a payload that is cut off or that no encoder wrote.
         ValueError, ScheduleError: see :meth:`Grid.of`.
     """
     empty = [np.zeros(shape, dtype=np.uint8) for shape in shapes]
-    grids = [Grid.of(codes, plan, model.config) for codes in empty]
-    decoders = {id(g): entropy.Decoder(payload) for g, payload in zip(grids, payloads, strict=True)}
-    longest = max((grid.groups for grid in grids), key=len, default=[])
-    for stage, group in enumerate(longest):
-        for jobs in _chunks(grids, [stage], WINDOWS_AT_ONCE[model.device.type]):
-            for (grid, window, _), weights in zip(jobs, predict(model, jobs, group), strict=True):
-                span, cells = grid.span(group), grid.cells(window, stage)
-                width = span.stop - span.start
-                rows = weights[:, :width].flatten(0, 1).to(torch.float32).cpu().numpy()
-                symbols = decoders[id(grid)].decode(rows).reshape(-1, width)
-                grid.codes[window, ..., span][cells] = symbols.astype(np.uint8)
+    grids = [Grid.of(codes, plan, model.config, sent) for codes in empty]
+    coders = [entropy.Decoder(payload) for payload in payloads]
+    by_grid = {id(grid): coder for grid, coder in zip(grids, coders, strict=True)}
+    for stage in range(max((len(grid.groups) for grid in grids), default=0)):
+        for grid, window, weights in _predictions(model, grids, stage):
+            _put(grid, window, stage, by_grid[id(grid)].decode(weights))
+    if to_end and not all(coder.exhausted() for coder in coders):
+        raise entropy.PayloadError("the payload goes on after the last code")
     return [
         schedule.from_windows(grid.codes, height, width)
         for grid, (height, width, _) in zip(grids, shapes, strict=True)
     ]
+
+
+def decode_prefix(
+    model: Model, payload: bytes, shape: Shape, plan: Sequence[int], sent: int | None = None
+) -> tuple[NDArray[np.uint8], int]:
+    """As much as a payload that was cut anywhere tells: the codes, and how many stages are whole.
+
+    A stage is whole if its codes are the same whatever follows the cut: the missing bytes are tried
+    as zeros and as ones, and a range coder's symbols are monotone in them.  Later stages read as 0.
+
+    Raises:
+        ValueError, ScheduleError: see :meth:`Grid.of`.
+    """
+    height, width, subcodes = shape
+    grid = Grid.of(np.zeros(shape, dtype=np.uint8), plan, model.config, sent)
+    words = payload[: len(payload) // 4 * 4]
+    rest = 4 * height * width * subcodes + 8  # no code takes more than 24 bits
+    coders = [entropy.Decoder(words + fill * rest) for fill in (b"\x00", b"\xff")]
+    whole = 0
+    try:
+        for stage in range(len(grid.groups)):
+            for _, window, weights in _predictions(model, [grid], stage):
+                low, high = (coder.decode(weights) for coder in coders)
+                if (low != high).any():
+                    raise entropy.PayloadError("cut within this stage")
+                _put(grid, window, stage, low)
+            whole += 1
+    except entropy.PayloadError:
+        grid.codes[grid.stages >= whole] = 0
+    return schedule.from_windows(grid.codes, height, width), whole
+
+
+def _predictions(
+    model: Model, grids: Sequence[Grid], stage: int
+) -> Iterator[tuple[Grid, int, NDArray[np.float32]]]:
+    """(grid, window, weights [n, K]) of every window that this stage sends codes of, in order."""
+    for jobs in _chunks(grids, [stage], _windows_at_once(model)):
+        group = jobs[0][0].groups[stage]
+        for (grid, window, _), weights in zip(jobs, predict(model, jobs, group), strict=True):
+            span = grid.span(group)
+            rows = weights[:, : span.stop - span.start].flatten(0, 1)
+            yield grid, window, rows.to(torch.float32).cpu().numpy()
+
+
+def _put(grid: Grid, window: int, stage: int, symbols: NDArray[np.int32]) -> None:
+    """Write the decoded symbols of one window and stage into the grid."""
+    span, cells = grid.span(grid.groups[stage]), grid.cells(window, stage)
+    values = symbols.reshape(-1, span.stop - span.start).astype(np.uint8)
+    grid.codes[window, ..., span][cells] = values
 
 
 def code_image(model: Model, codes: NDArray[np.uint8], plan: Sequence[int]) -> bytes:

@@ -78,22 +78,27 @@ class ProductQuantizer(nn.Module):
             quality: int [B], how many sub-codes of each image the decoder is given.
 
         Returns:
-            The decoder's input [B, M*d, h, w], the codes [M, N], the commitment loss per sub-code,
-            relative to the variance of the codebook, averaged.
+            The decoder's input [B, M*d, h, w], the quantised latent without gradient, of the same
+            shape with every sub-code present, and the codes [M, N].
         """
         batch, _, height, width = latent.shape
         vectors = self.vectors(latent)
         with torch.no_grad():
             codes = self.nearest(vectors)
             chosen = torch.stack([b[c] for b, c in zip(self.codebook, codes, strict=True)])
-            spread = chosen.var(dim=1).mean(-1).clamp_min(1e-8)  # [M]
-        commitment = ((vectors - chosen).square().mean(dim=(1, 2)) / spread).mean()
         through = vectors + (chosen - vectors).detach()
         kept = torch.arange(self.subcodes, device=latent.device)[:, None] < quality  # [M, B]
         kept = kept.repeat_interleave(height * width, dim=1).unsqueeze(-1)
         given = torch.where(kept, through, self.absent.unsqueeze(1))
-        rows = given.transpose(0, 1).reshape(batch, height, width, -1)
-        return rows.permute(0, 3, 1, 2), codes, commitment
+        return (
+            self._grid(given, batch, height, width),
+            self._grid(chosen, batch, height, width),
+            codes,
+        )
+
+    def _grid(self, vectors: Tensor, batch: int, height: int, width: int) -> Tensor:
+        """[M, N, d] -> [B, M*d, h, w]."""
+        return vectors.transpose(0, 1).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def start(self, latent: Tensor) -> None:

@@ -82,7 +82,9 @@ def test_a_whole_archive_on_s3(ray_here, s3, model, tmp_path):
     assert sum(name.endswith(".png") for name in Store(target).names("")) == 57
     run(model, str(SHARDS[0].parent), str(tmp_path / "local"), "--keep", "txt")
     mine, theirs = tables(str(tmp_path / "local")), tables(output)
-    assert [len(t) for t in mine.values()] == pytest.approx([len(t) for t in theirs.values()], abs=99)
+    assert [len(t) for t in mine.values()] == pytest.approx(
+        [len(t) for t in theirs.values()], abs=99
+    )
 
 
 def test_a_damaged_shard_is_kept_and_reported(ray_here, model, tmp_path, capsys):

@@ -4,7 +4,10 @@ import pytest
 
 from pipeline import keep
 
-MEMBERS = {"txt": b"a caption", "json": b'{"label": 3, "a": {"b": 1.5}, "big": 4294967296, "t": "x"}'}
+MEMBERS = {
+    "txt": b"a caption",
+    "json": b'{"label": 3, "a": {"b": 1.5}, "big": 4294967296, "t": "x"}',
+}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.faulty import FaultyS3, faulty_s3
 
 from pipeline import faults, storage
 from pipeline.storage import (
@@ -25,6 +24,7 @@ from pipeline.storage import (
     open_read,
     retries,
 )
+from tests.faulty import FaultyS3, faulty_s3
 
 
 @pytest.fixture(autouse=True)

@@ -110,5 +110,7 @@ def test_duckdb_reads_it(file):
 
 def test_hugging_face_datasets_reads_it(file, tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = datasets.load_dataset("parquet", data_files=file, split="train", cache_dir=tmp_path / "c")
+    rows = datasets.load_dataset(
+        "parquet", data_files=file, split="train", cache_dir=tmp_path / "c"
+    )
     assert rows[0]["codes"] == ROWS[0].codes and rows[1]["status"] == "decode_error"

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.models import TINY, tiny_bytes
 
 from pqmim import checkpoint
 from pqmim.autoencoder import PQVAE
 from pqmim.config import AutoencoderConfig, ConfigError
+from tests.models import TINY, tiny_bytes
 
 
 def test_a_model_survives_the_file_with_its_fingerprint():

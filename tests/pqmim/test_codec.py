@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models import tiny_codec
 
 from pqmim.codec import Codec, reflect_pad
+from tests.models import tiny_codec
 
 
 def noise(height: int, width: int, batch: int = 1) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """The product quantizer against brute force, and its training parts."""
 
 import torch
-from tests.models import TINY
 
 from pqmim.quantizer import ProductQuantizer, kmeans
+from tests.models import TINY
 
 
 def quantizer() -> tuple[ProductQuantizer, torch.Tensor]:
@@ -57,9 +57,7 @@ def test_following_the_latents_reduces_the_error_and_revives_dead_codewords():
     pq.codebook[0, 3] = 1e3  # nothing will ever choose it
     pq.total.copy_(pq.codebook)
     before = (pq.decode(pq.encode(latent, 4)) - latent).square().mean()
-    restarted = sum(
-        pq.follow(latent, pq.encode(latent, 4).reshape(-1, 4).T) for _ in range(300)
-    )
+    restarted = sum(pq.follow(latent, pq.encode(latent, 4).reshape(-1, 4).T) for _ in range(300))
     after = (pq.decode(pq.encode(latent, 4)) - latent).square().mean()
     assert restarted >= 1 and pq.codebook.abs().max() < 100
     assert after < before

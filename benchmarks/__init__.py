@@ -1,0 +1,1 @@
+"""Speed as ratios against named baselines, each measured in one run: ``make bench``."""

@@ -1,0 +1,196 @@
+"""``ray job submit`` against a Ray head of its own: logs, stop half-way, resume, a bad argument."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs import common, verify
+from pipeline import commit
+from pipeline.storage import Store
+from tests.conftest import _free_ports
+from tests.corpus import jpeg, make_tar
+from tests.models import tiny_bytes
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SHARDS = 48
+SIDE = 1600  # pixels; at this size the tiny model takes a third of a second an image and core
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head with a dashboard, and what its clients need."""
+
+    url: str
+    environment: dict[str, str]
+    working_dir: Path
+
+    def job(self, verb: str, *arguments: str, fails: bool = False) -> str:
+        """What ``ray job VERB`` prints."""
+        command = ["ray", "job", verb, "--address", self.url, *arguments]
+        done = subprocess.run(
+            command, env=self.environment, text=True, timeout=200,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert (done.returncode != 0) == fails, f"{' '.join(command)}: {done.stdout}"
+        return done.stdout
+
+    def submit(self, name: str, entrypoint: list[str], *flags: str, fails: bool = False) -> str:
+        """Submit the working directory and a command in it."""
+        where = ["--working-dir", str(self.working_dir), "--submission-id", name]
+        return self.job("submit", *where, *flags, "--", *entrypoint, fails=fails)
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """For server and clients alike.  Ray's token check depends on whether this home ever ran Ray,
+    unless both are told."""
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start_command(folder: Path, port: int) -> list[str]:
+    """Ports of its own, so that it can run beside another Ray."""
+    names = ["port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"]
+    ports = [f"--{name}={port + i}" for i, name in enumerate(names)]
+    return [
+        "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.2", *ports,
+        "--dashboard-host=127.0.0.1", "--num-cpus=2", "--object-store-memory=100000000",
+        "--disable-usage-stats", f"--temp-dir={folder}",
+    ]  # fmt: skip
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the dashboard answers; that it wants a token is an answer."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/api/version", timeout=5):
+                return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"no Ray dashboard at {url}: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """One for all tests of this file."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets in it have a limit
+    code = folder / "code"
+    for name in ("jobs", "pipeline", "pqmim"):
+        shutil.copytree(
+            REPOSITORY / name, code / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    environment, port = environment_of(folder), _free_ports(4)
+    url, log = f"http://127.0.0.1:{port + 1}", folder / "head.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            start_command(folder, port), env=environment, stdout=output, stderr=output
+        )
+    try:
+        wait_for(url, process, log)
+        yield Head(url, environment, code)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+            shutil.rmtree(folder)
+
+
+def ledger(archive: Path) -> set[str]:
+    """Ids of the committed shards."""
+    return set(commit.committed_ids(Store(str(archive))))
+
+
+def table_of(archive: Path, shard_id: str) -> tuple[int, bytes]:
+    """When a table was written, and its bytes."""
+    path = archive / commit.table_name(shard_id)
+    return path.stat().st_mtime_ns, path.read_bytes()
+
+
+def states(archive: Path) -> list[str]:
+    """Of the runs, oldest first."""
+    runs = sorted(archive.glob("runs/*/summary.json"))
+    return [json.loads(path.read_bytes())["state"] for path in runs]
+
+
+def encode_command(tmp_path: Path) -> list[str]:
+    """A job of :data:`SHARDS` shards with one image each."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    tar = make_tar([("a.jpg", jpeg(SIDE, SIDE))])
+    for number in range(SHARDS):
+        (shards / f"{number:03}.tar").write_bytes(tar)
+    (tmp_path / "tiny.safetensors").write_bytes(tiny_bytes())
+    return ["python", "-m", "jobs.encode", "--input", str(shards), "--device", "cpu",
+            "--output", str(tmp_path / "archive"), "--quality", "3",
+            "--model", str(tmp_path / "tiny.safetensors")]  # fmt: skip
+
+
+def test_a_job_stopped_half_way_is_finished_by_the_same_command(
+    head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, archive = encode_command(tmp_path), tmp_path / "archive"
+    head.submit("first", command, "--no-wait")
+    deadline = time.monotonic() + 120
+    while len(ledger(archive)) < 3:
+        assert time.monotonic() < deadline, head.job("logs", "first")
+        time.sleep(0.05)
+    head.job("stop", "first")
+    assert "STOPPED" in head.job("status", "first").upper()
+    before = {shard_id: table_of(archive, shard_id) for shard_id in ledger(archive)}
+    assert 3 <= len(before) < SHARDS
+    log = head.job("logs", "first")
+    assert "replica-1 up" in log and "interrupted; run the same command again" in log
+    assert states(archive) == ["interrupted"]
+
+    log = head.submit("second", command)
+    assert f"{len(before)} committed" in log and f"{SHARDS} of {SHARDS} shards" in log
+    assert states(archive) == ["interrupted", "complete"]
+    assert len(ledger(archive)) == len(list(archive.glob("codes/**/*.parquet"))) == SHARDS
+    assert {shard_id: table_of(archive, shard_id) for shard_id in before} == before
+    listed = head.job("list")
+    assert "first" in listed and "second" in listed and "SUCCEEDED" in listed
+    assert verify.main(["--archive", str(archive), "--device", "cpu", "--min-psnr", "0",
+                        "--sample", "2"]) == common.OK  # fmt: skip
+    assert "complete" in capsys.readouterr().out
+
+
+def test_a_bad_argument_fails_the_job_and_says_why(head: Head, tmp_path: Path) -> None:
+    command = ["python", "-m", "jobs.encode", "--input", str(tmp_path / "no-such.tar"),
+               "--output", str(tmp_path / "archive"), "--device", "cpu"]  # fmt: skip
+    head.submit("bad", command, fails=True)
+    status = head.job("status", "bad")
+    assert "FAILED" in status and "exit code 2" in status
+    log = head.job("logs", "bad").splitlines()
+    errors = [line for line in log if line.startswith("error: ")]
+    assert len(errors) == 1 and "no-such.tar" in errors[0]
+    assert not any("Traceback" in line for line in log)
