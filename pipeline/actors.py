@@ -116,11 +116,13 @@ class RayPool:
             log.warning("%s did not come up; going on without it", slot.name)
             ray.kill(slot.actor)
         if not self.slots:
-            r = self.resources
+            asked = (
+                f"{self.resources.cpus_per_replica} CPUs and {self.resources.gpus_per_replica} GPUs"
+            )
             raise NoReplicas(
-                f"no replica came up in {START_TIMEOUT_S:.0f} s: each asks for "
-                f"{r.cpus_per_replica} CPUs and {r.gpus_per_replica} GPUs, the cluster has "
-                f"{ray.cluster_resources()}; give less with --cpus-per-replica or --gpus-per-replica, or add nodes"
+                f"no replica came up in {START_TIMEOUT_S:.0f} s: each asks for {asked}, the "
+                f"cluster has {ray.cluster_resources()}; give less with --cpus-per-replica or "
+                "--gpus-per-replica, or add nodes"
             )
 
     @property

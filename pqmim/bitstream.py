@@ -10,8 +10,8 @@ Little-endian.  The decoder is named by the hash of its weights, the stage sched
     13      2      width in pixels
     15      1      quality: sub-codes per position, minus 1
     16      1      stages sent, minus 1
-    17      3      stage plan: 6 bits a group of sub-codes, lowest bits first; 0 after the last group
-    20      4      crc32 over bytes 0..19, the payload, and the codes [h, w, quality] in raster order
+    17      3      stage plan: 6 bits a group of sub-codes, lowest first; 0 after the last group
+    20      4      crc32 over bytes 0..19, the payload, and the codes [h, w, quality], row-major
     24      4 n    payload: 32-bit words of the range coder, to the end of the file
 
 Six bits of the plan are ``byte & 31 | byte >> 7 << 5`` of a plan byte (``pqmim.schedule``).  Codes

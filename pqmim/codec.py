@@ -1,7 +1,9 @@
-"""The codec: pixels -> latent -> codes, and back.
+"""The codec: pixels -> latent -> codes -> bytes, and back.
 
-    pixels uint8 [B,3,H,W] --pad--> encoder --latent--> quantizer --codes [B,h,w,m]-->  (storage)
-    (storage) --codes--> quantizer --latent--> decoder --crop--> pixels uint8 [B,3,H,W]
+    pixels uint8 [B,3,H,W] --pad--> encoder --latent--> quantizer --codes [B,h,w,m]-->
+        prior --frequencies--> range coder --payload--> container --> bytes
+    bytes --> container --payload--> range coder <--frequencies-- prior
+        --codes--> quantizer --latent--> decoder --crop--> pixels uint8 [B,3,H,W]
 
 ``h = ceil(H / f)``, ``w = ceil(W / f)``; the first m of M sub-codes are kept (``quality``), raw
 rate ``m * log2(K) / f**2`` bits per pixel.  Codes of the same batch shape on the same machine are
@@ -11,23 +13,44 @@ does not show.  What is stored is the codes, and they are never computed twice.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim import checkpoint
-from pqmim.autoencoder import PQVAE, channels_last
+from pqmim import bitstream, checkpoint, code_stream, integer, prior_checkpoint, schedule
+from pqmim.autoencoder import PQVAE, channels_last, to_uint8
+from pqmim.bitstream import MAX_PIXELS, BitstreamError, Stream
+from pqmim.entropy import PayloadError
+
+Codes = NDArray[np.uint8]  # [h, w, m]
+
+
+class NoPriorError(ValueError):
+    """The weights hold no entropy model, so there are codes but no bitstreams."""
 
 
 class Codec:
-    """A loaded model on one device."""
+    """A loaded model on one device; its methods may be called from several threads."""
 
-    def __init__(self, model: PQVAE, fingerprint: str, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        model: PQVAE,
+        fingerprint: str,
+        device: str | torch.device = "cpu",
+        prior: prior_checkpoint.Checkpoint | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.model = channels_last(model.eval().to(self.device))
         self.config, self.fingerprint = model.config, fingerprint
         self.code_dtype = torch.uint8 if self.config.codewords <= 256 else torch.uint16
+        self._prior_checkpoint = prior
+        self._prior: integer.Model | None = None
+        self._prior_lock = threading.Lock()
 
     @classmethod
     def load(
@@ -45,8 +68,20 @@ class Codec:
         cls, data: bytes, device: str | torch.device = "cpu", name: str = "weights"
     ) -> Codec:
         """Load the bytes of a weights file, as an archive stores them."""
-        model, fingerprint = checkpoint.from_bytes(data, name)
-        return cls(model, fingerprint, device)
+        weights = checkpoint.parse(data, name)
+        return cls(weights.model, weights.fingerprint, device, weights.prior)
+
+    @property
+    def prior(self) -> integer.Model | None:
+        """The entropy model, if the weights hold one: loaded and tested at first use.
+
+        Raises:
+            pqmim.checkpoint.CheckpointError: it does not reproduce its own test vector.
+        """
+        with self._prior_lock:
+            if self._prior is None and self._prior_checkpoint is not None:
+                self._prior = integer.load(self._prior_checkpoint, self.device)
+            return self._prior
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the code grid of an image."""
@@ -92,6 +127,190 @@ class Codec:
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codewords:
             raise ValueError(f"codes outside 0..{self.config.codewords - 1}: of another model?")
         return self.model.decode(codes)[..., :height, :width].contiguous()
+
+    def compress(
+        self,
+        pixels: Tensor,
+        quality: int | None = None,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN,
+        stages: int | None = None,
+    ) -> bytes:
+        """uint8 [3,H,W] -> a ``.pqm`` file; see :meth:`compress_batch`."""
+        return self.compress_batch(pixels[None], quality, plan, stages)[0]
+
+    def compress_batch(
+        self,
+        pixels: Tensor,
+        quality: int | None = None,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN,
+        stages: int | None = None,
+    ) -> list[bytes]:
+        """uint8 [B,3,H,W] -> one ``.pqm`` file an image (``pqmim.bitstream``).
+
+        Args:
+            pixels: RGB.
+            quality: sub-codes to keep; None: all.
+            plan: the stage schedule (``pqmim.schedule``); more stages, fewer bytes, more time.
+            stages: how many of its stages to send; None: all.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            ValueError: see :meth:`encode`; or an image or a plan that the format has no room for.
+        """
+        prior = self._needed_prior()
+        images = list(self.encode(pixels, quality).cpu().numpy())
+        height, width = pixels.shape[2:]
+        subcodes, group = images[0].shape[-1], prior.config.group
+        used = tuple(plan[: schedule.groups_of(subcodes, group)])
+        total = len(schedule.stage_groups(subcodes, plan, group))
+        sent = total if stages is None else stages
+        empty = Stream(self._model, height, width, subcodes, used, sent, b"")
+        empty.fields()  # refuse what does not fit before the work
+        files = []
+        for codes, payload in zip(
+            images, code_stream.encode_images(prior, images, plan, sent), strict=True
+        ):
+            known = self._known(empty, sent)
+            stream = Stream(self._model, height, width, subcodes, used, sent, payload)
+            files.append(bitstream.pack(stream, np.where(known, codes, 0).tobytes()))
+        return files
+
+    def decompress(
+        self, data: bytes, *, partial: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> Tensor:
+        """A ``.pqm`` file -> uint8 [3,H,W].  What was not sent is absent, as lower quality is.
+
+        Args:
+            data: the file.
+            partial: accept a file that was cut off anywhere after its header, and show the stages
+                that are whole.  Its checksum cannot be checked then: other damage goes unnoticed.
+            max_pixels: the largest image that is wanted.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            BitstreamError: damaged, foreign, too large, or made with another model.
+        """
+        if not partial:
+            return self.decompress_batch([data], max_pixels=max_pixels)[0]
+        prior = self._needed_prior()
+        stream = self._parse(data, max_pixels, whole=False)
+        shape = (*self.grid(stream.height, stream.width), stream.quality)
+        codes, whole = code_stream.decode_prefix(
+            prior, stream.payload, shape, stream.plan, stream.stages
+        )
+        if whole == 0:
+            raise BitstreamError("cut off within the first stage: there is nothing to show")
+        return self._show(codes, stream, whole)
+
+    def decompress_batch(
+        self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+    ) -> list[Tensor]:
+        """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            BitstreamError: damaged, foreign, too large, or made with another model.
+        """
+        self._needed_prior()
+        streams = [self._parse(data, max_pixels) for data in files]
+        alike: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for i, stream in enumerate(streams):
+            alike.setdefault((stream.plan, stream.stages), []).append(i)
+        images: list[Tensor | None] = [None] * len(files)
+        for members in alike.values():
+            for i, codes in zip(
+                members, self._decode_alike([streams[i] for i in members]), strict=True
+            ):
+                images[i] = self._show(codes, streams[i], streams[i].stages)
+        return [image for image in images if image is not None]
+
+    def entropy_encode(self, codes: Tensor) -> list[bytes]:
+        """Codes uint8 [B,h,w,m] -> one bare payload an image: no container, the default plan.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            ValueError: codes that are not of this model.
+        """
+        images = list(codes.cpu().numpy())
+        return code_stream.encode_images(self._needed_prior(), images, schedule.DEFAULT_PLAN)
+
+    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, m: int) -> Tensor:
+        """Undo :meth:`entropy_encode`: payloads of one shape -> codes uint8 [B,h,w,m] on the CPU.
+
+        m may be smaller than what was encoded, if it is a multiple of the prior's group.  Most
+        damage decodes to wrong codes: compare a checksum of the result.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            pqmim.entropy.PayloadError: a payload is cut off, or no encoder wrote it.
+            ValueError: a shape that is not of this model.
+        """
+        shapes = [(h, w, m)] * len(payloads)
+        decoded = code_stream.decode_images(
+            self._needed_prior(), payloads, shapes, schedule.DEFAULT_PLAN
+        )
+        return torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, h, w, m), np.uint8))
+
+    @property
+    def _model(self) -> bytes:
+        """What a file says of its model."""
+        return bytes.fromhex(self.fingerprint)[: bitstream.MODEL_BYTES]
+
+    def _needed_prior(self) -> integer.Model:
+        prior = self.prior
+        if prior is None:
+            raise NoPriorError(
+                f"model {self.fingerprint[:16]} has no entropy model, so it makes codes but no "
+                "bitstreams; use weights that hold one"
+            )
+        return prior
+
+    def _parse(self, data: bytes, max_pixels: int, *, whole: bool = True) -> Stream:
+        """A file that this model can decode."""
+        config = self._needed_prior().config
+        stream = bitstream.parse(data)
+        bitstream.check(
+            stream, self.fingerprint, self.grid(stream.height, stream.width),
+            (config.subcodes, config.codewords, config.group), max_pixels, whole=whole,
+        )  # fmt: skip
+        return stream
+
+    def _decode_alike(self, streams: Sequence[Stream]) -> list[Codes]:
+        """The checked codes of streams of one plan."""
+        shapes = [(*self.grid(s.height, s.width), s.quality) for s in streams]
+        payloads, first = [s.payload for s in streams], streams[0]
+        try:
+            decoded = code_stream.decode_images(
+                self._needed_prior(), payloads, shapes, first.plan, first.stages, to_end=True
+            )
+        except PayloadError as error:
+            raise BitstreamError(str(error)) from error
+        for stream, codes in zip(streams, decoded, strict=True):
+            if stream.checksum(codes.tobytes()) != stream.crc32:
+                raise BitstreamError("the checksum does not match: the file is damaged")
+        return decoded
+
+    def _known(self, stream: Stream, stages: int) -> NDArray[np.bool_]:
+        """[h, w, m]: which codes the first ``stages`` stages hold."""
+        height, width = self.grid(stream.height, stream.width)
+        group = self._needed_prior().config.group
+        return schedule.stage_map(height, width, stream.quality, stream.plan, group) < stages
+
+    @torch.no_grad()
+    def _show(self, codes: Codes, stream: Stream, stages: int) -> Tensor:
+        """Pixels [3,H,W] of codes of which the first ``stages`` stages are there."""
+        grid = torch.from_numpy(codes)[None]
+        if stages == stream.planned:
+            return self.decode(grid, stream.height, stream.width)[0]
+        quantizer = self.model.quantizer
+        latent = quantizer.decode(grid.to(self.device))
+        absent = quantizer.absent.reshape(1, -1, 1, 1).to(latent.dtype)
+        known = torch.zeros(1, *codes.shape[:2], self.config.subcodes, dtype=torch.bool)
+        known[..., : stream.quality] = torch.from_numpy(self._known(stream, stages))
+        mask = known.permute(0, 3, 1, 2).repeat_interleave(self.config.subcode_dims, 1)
+        latent = torch.where(mask.to(self.device), latent, absent)
+        pixels = to_uint8(self.model.decoder(latent))
+        return pixels[0, :, : stream.height, : stream.width].contiguous()
 
 
 def reflect_pad(pixels: Tensor, multiple: int) -> Tensor:

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 
-from pqmim import checkpoint
+from pqmim import checkpoint, prior_checkpoint
 from pqmim.autoencoder import PQVAE
 from pqmim.codec import Codec
 from pqmim.config import AutoencoderConfig
+from pqmim.prior_config import PriorConfig
+from tests.pqmim.exact_tools import tiny_checkpoint
 
 TINY = AutoencoderConfig(
     widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1),
     subcodes=4, codewords=16, subcode_dims=2,
 )  # fmt: skip
 
+TINY_PRIOR = PriorConfig(
+    subcodes=4, codewords=16, group=2, dims=16, heads=2, hidden=32, local=(True,)
+)
 
-def tiny_bytes(**changes: int) -> bytes:
+
+@functools.cache
+def tiny_prior() -> prior_checkpoint.Checkpoint:
+    """The entropy model of :data:`TINY`, from an integer recurrence."""
+    return tiny_checkpoint(TINY_PRIOR)
+
+
+def tiny_bytes(*, prior: bool = False, **changes: int) -> bytes:
     """The weights file of a random model of stride 16 with 4 sub-codes of 16 codewords."""
     torch.manual_seed(0)
     model = PQVAE(dataclasses.replace(TINY, **changes))
     for layer in (model.encoder.linear, model.decoder.linear):
         torch.nn.init.normal_(layer.weight, std=0.05)
-    return checkpoint.to_bytes(model)
+    return checkpoint.to_bytes(model, tiny_prior() if prior else None)
 
 
-def tiny_codec(**changes: int) -> Codec:
+def tiny_codec(*, prior: bool = False, **changes: int) -> Codec:
     """The codec of :func:`tiny_bytes`."""
-    return Codec.from_bytes(tiny_bytes(**changes))
+    return Codec.from_bytes(tiny_bytes(prior=prior, **changes))

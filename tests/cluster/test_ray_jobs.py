@@ -43,11 +43,13 @@ class Head:
 
     def job(self, verb: str, *arguments: str, fails: bool = False) -> str:
         """What ``ray job VERB`` prints."""
-        command = ["ray", "job", verb, "--address", self.url, *arguments]
+        command = ["ray", "job", verb, "--log-color=false", "--address", self.url, *arguments]
+        t0 = time.time()
         done = subprocess.run(
             command, env=self.environment, text=True, timeout=200,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        open("/tmp/rj_times", "a").write(f"{time.time()-t0:.1f} {verb} {arguments[-1:]}\n")
         assert (done.returncode != 0) == fails, f"{' '.join(command)}: {done.stdout}"
         return done.stdout
 
@@ -167,6 +169,7 @@ def test_a_job_stopped_half_way_is_finished_by_the_same_command(
     head.job("stop", "first")
     assert "STOPPED" in head.job("status", "first").upper()
     before = {shard_id: table_of(archive, shard_id) for shard_id in ledger(archive)}
+    open("/tmp/rj_times", "a").write(f"{len(before)}\n")
     assert 3 <= len(before) < SHARDS
     log = head.job("logs", "first")
     assert "replica-1 up" in log and "interrupted; run the same command again" in log

@@ -1,0 +1,123 @@
+"""The .pqm container: golden bytes, and an error that says what is wrong for everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pqmim import bitstream, schedule
+from pqmim.bitstream import BitstreamError, Stream
+
+STREAM = Stream(bytes(range(8)), 300, 70, 6, (4, 130), 5, b"\x01\x02\x03\x04")
+CODES = b"codes"
+PLAN_BYTES = [*range(1, 17), *range(129, 138)]
+
+
+def test_the_header_is_these_24_bytes():
+    data = bitstream.pack(STREAM, CODES)
+    assert data[:20].hex() == "5051" + "01" + "0001020304050607" + "2c01" + "4600" + "05" + "04" + (
+        "84" + "08" + "00"  # 4 | (2 + 32) << 6
+    )
+    assert len(data) == 24 + 4 == bitstream.HEADER_BYTES + len(STREAM.payload)
+
+
+def test_a_stream_comes_back_with_its_checksum():
+    parsed = bitstream.parse(bitstream.pack(STREAM, CODES))
+    assert dataclasses.replace(parsed, crc32=0) == STREAM
+    assert parsed.checksum(CODES) == parsed.crc32
+    assert parsed.checksum(b"other") != parsed.crc32
+    assert dataclasses.replace(parsed, height=301).checksum(CODES) != parsed.crc32
+    assert dataclasses.replace(parsed, payload=bytes(8)).checksum(CODES) != parsed.crc32
+
+
+@given(st.lists(st.sampled_from(PLAN_BYTES), min_size=1, max_size=4))
+def test_every_plan_comes_back(plan):
+    assert bitstream.unpack_plan(bitstream.pack_plan(plan)) == tuple(plan)
+
+
+@given(st.binary(min_size=3, max_size=3))
+def test_three_bytes_are_one_plan_or_an_error(data):
+    try:
+        plan = bitstream.unpack_plan(data)
+    except BitstreamError:
+        return
+    assert bitstream.pack_plan(plan) == data
+    assert all(schedule.spatial_stages(byte) for byte in plan)
+
+
+def changed(offset: int, value: bytes) -> bytes:
+    data = bytearray(bitstream.pack(STREAM, CODES))
+    data[offset : offset + len(value)] = value
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "cut off: 0 bytes"),
+        (b"P", "cut off: 1 bytes"),
+        (bitstream.pack(STREAM, CODES)[:23], "cut off: 23 bytes"),
+        (b"\xff\xd8\xff\xe0", "not a .pqm file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a .pqm file"),
+        (changed(2, b"\x02"), "version 2 of the format, this program reads 1"),
+        (changed(11, b"\0\0"), "0 x 70 pixels"),
+        (changed(13, b"\0\0"), "300 x 0 pixels"),
+        (changed(16, b"\x06"), "7 stages sent, but the plan .* has 6"),
+        (changed(17, b"\0\0\0"), "empty or has a gap"),
+        (changed(17, b"\x04\0\x04"), "empty or has a gap"),
+        (changed(17, b"\x1f\0\0"), "plan byte 31"),
+    ],
+)
+def test_what_is_wrong_is_said(data, says):
+    with pytest.raises(BitstreamError, match=says):
+        bitstream.parse(data)
+
+
+FINGERPRINT = bytes(range(32)).hex()
+
+
+def check(stream: Stream, **changes: object) -> None:
+    arguments = {
+        "fingerprint": FINGERPRINT, "grid": (19, 5), "alphabet": (8, 256, 4), "max_pixels": 21_000,
+        **changes,
+    }  # fmt: skip
+    bitstream.check(stream, **arguments)
+
+
+def test_a_stream_of_this_model_passes():
+    check(STREAM)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fingerprint": "ff" * 32}, "model 0001020304050607, the one at hand is ffffffffffffffff"),
+        ({"max_pixels": 20_999}, "300 x 70 pixels are more than max_pixels = 20999"),
+        ({"alphabet": (5, 256, 4)}, "quality 6, but the model has 5"),
+        ({"alphabet": (8, 256, 2)}, "has 2 groups, quality 6 in groups of 2 has 3"),
+        ({"alphabet": (8, 256, 8)}, "has 2 groups, quality 6 in groups of 8 has 1"),
+    ],
+)
+def test_a_stream_that_the_model_cannot_decode_is_refused(changes, says):
+    with pytest.raises(BitstreamError, match=says):
+        check(STREAM, **changes)
+
+
+def test_a_payload_too_short_for_its_size_is_refused_before_anything_is_allocated():
+    huge = dataclasses.replace(STREAM, height=65535, width=65535, stages=6)
+    with pytest.raises(BitstreamError, match="cut off: 4 bytes of payload cannot hold"):
+        check(huge, grid=(4096, 4096), max_pixels=2**32)
+    check(huge, grid=(4096, 4096), max_pixels=2**32, whole=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"height": 0}, {"width": 65536}, {"quality": 257}, {"stages": 0}, {"plan": (1,) * 5},
+     {"plan": ()}],
+)  # fmt: skip
+def test_what_the_format_has_no_room_for_is_refused(change):
+    with pytest.raises(ValueError, match="sides|quality|groups"):
+        bitstream.pack(dataclasses.replace(STREAM, **change), CODES)
