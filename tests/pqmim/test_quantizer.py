@@ -32,7 +32,7 @@ def test_decoding_puts_codewords_and_absent_vectors_in_place():
 
 def test_the_training_form_gives_the_decoder_what_decoding_gives():
     pq, latent = quantizer()
-    given, codes, _ = pq(latent, torch.tensor([2, 4]))
+    given, _, codes = pq(latent, torch.tensor([2, 4]))
     wanted = pq.decode(pq.encode(latent, 4)[..., :2])[0]
     assert torch.allclose(given[0], wanted)
     assert torch.allclose(given[1], pq.decode(pq.encode(latent, 4))[1])

@@ -1,0 +1,114 @@
+"""The training loop: crops by step alone, exact resume, and a start that is a transform codec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pqmim import checkpoint
+from pqmim.autoencoder import PQVAE, start_linear, to_float
+from pqmim.training import autoencoder, crops
+from tests.corpus import jpeg, make_tar
+from tests.models import TINY
+
+RECIPE = autoencoder.Recipe(model=TINY, crop=64, batch=2, minutes=1e9)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    paths = []
+    for number in range(2):
+        entries = [(f"{i}.jpg", jpeg(300, 280, seed=10 * number + i)) for i in range(4)]
+        paths.append(tmp_path / f"{number}.tar")
+        paths[-1].write_bytes(make_tar([*entries, ("0.txt", b"not an image")]))
+    return paths
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(autoencoder, "START_CROPS", 8)
+    monkeypatch.setattr(autoencoder, "learning_rate", lambda recipe, used: 1e-3)
+
+
+def steps(trainer: autoencoder.Trainer, images: list[torch.Tensor], count: int) -> None:
+    stream = crops.batches(images, 64, 2, seed=0, first_step=trainer.step)
+    for _ in range(count):
+        trainer.train_step(next(stream))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(shards, tmp_path):
+    images = crops.load_images(shards)
+    assert len(images) == 8
+    whole = autoencoder.Trainer(RECIPE, torch.device("cpu"))
+    whole.start(images)
+    steps(whole, images, 6)
+    first = autoencoder.Trainer(RECIPE, torch.device("cpu"))
+    first.start(images)
+    steps(first, images, 3)
+    first.save(tmp_path / "checkpoint.pt")
+    second = autoencoder.Trainer(RECIPE, torch.device("cpu"))
+    second.load(tmp_path / "checkpoint.pt")
+    assert second.step == 3
+    steps(second, images, 3)
+    for name, tensor in whole.average.state_dict().items():
+        assert torch.equal(tensor, second.average.state_dict()[name]), name
+
+
+def test_a_step_changes_the_weights_and_reports_finite_numbers(shards):
+    images = crops.load_images(shards)
+    trainer = autoencoder.Trainer(RECIPE, torch.device("cpu"))
+    trainer.start(images)
+    before = trainer.model.decoder.trunk[-2].weight.clone()
+    report = trainer.train_step(next(crops.batches(images, 64, 2, 0, 0)))
+    assert not torch.equal(before, trainer.model.decoder.trunk[-2].weight)
+    assert all(value == value and abs(value) < 1e6 for value in report.values())
+
+
+def test_the_command_writes_weights_and_log(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "LOG_EVERY", 1)
+    monkeypatch.setattr(autoencoder, "SAVE_EVERY", 2)
+    recipe = autoencoder.Recipe(model=TINY, crop=64, batch=2, minutes=0.01)
+    model = autoencoder.train(recipe, shards, tmp_path / "run", torch.device("cpu"))
+    path = checkpoint.write(model, tmp_path / "run")
+    assert checkpoint.from_bytes(path.read_bytes(), "new")[1].startswith(path.stem)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert lines[0]["images"] == 4 and "psnr_m4" in lines[-1]
+
+
+def test_the_start_reconstructs_better_with_every_sub_code():
+    torch.manual_seed(0)
+    model = PQVAE(TINY)
+    images = torch.stack([torch.from_numpy(_smooth(seed)) for seed in range(12)])
+    start_linear(model, to_float(images))
+    with torch.no_grad():
+        model.quantizer.start(model.encoder(to_float(images)))
+    errors = [
+        float((model.decode(model.encode(images, q)).float() - images.float()).square().mean())
+        for q in (1, 2, 4)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.5 * float(images.float().var())
+
+
+def _smooth(seed: int):
+    from tests.corpus import pixels
+
+    return pixels(96, 96, seed).transpose(2, 0, 1).copy()
+
+
+def test_crops_depend_on_seed_and_step_alone(shards):
+    images = crops.load_images(shards)
+    ahead = crops.batches(images, 64, 2, seed=5, first_step=0, threads=3)
+    third = [next(ahead) for _ in range(3)][2]
+    assert torch.equal(third, next(crops.batches(images, 64, 2, seed=5, first_step=2)))
+    assert not torch.equal(third, next(crops.batches(images, 64, 2, seed=6, first_step=2)))
+    assert third.shape == (2, 3, 64, 64) and third.dtype == torch.uint8
+
+
+def test_shards_without_images_are_an_error(tmp_path):
+    (tmp_path / "x.tar").write_bytes(make_tar([("a.txt", b"x")]))
+    with pytest.raises(ValueError, match="no .jpg"):
+        crops.load_images([tmp_path / "x.tar"])
