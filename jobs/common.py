@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import storage
-from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest, shard_id
+from pipeline.plan import STORES, Plan, PlanMismatch, Resources, ShardSpec, listing_digest, shard_id
 from pipeline.table import BadTable
 from pqmim.checkpoint import CheckpointError
 from pqmim.codec import Codec
@@ -111,7 +111,7 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--resize", type=int, metavar="PIXELS", help="shorter side (native size)")
     group.add_argument("--crop", type=int, metavar="PIXELS", help="centre square after --resize")
-    group.add_argument("--store", choices=["codes"], default="codes", help="payload (%(default)s)")
+    add_store_flag(group, default=Plan.store)
     group.add_argument("--hash", action="store_true", help="keep the sha256 of the source image")
     group.add_argument(
         "--measure",
@@ -128,8 +128,33 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_store_flag(group: argparse._ArgumentGroup, default: str | None = None) -> None:
+    """What the tables hold of an image."""
+    group.add_argument(
+        "--store",
+        choices=STORES,
+        default=default,
+        required=default is None,
+        help="entropy-coded codes, raw ones (larger, readable without the model), or both"
+        + (" (%(default)s)" if default else ""),
+    )
+
+
 def add_resource_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that decide the speed and nothing else."""
+    """Flags that decide the speed of encoding and nothing else."""
+    group = add_replica_flags(parser)
+    group.add_argument("--decode-threads", type=int, default=2, help="a replica (%(default)s)")
+    group.add_argument(
+        "--queue-mb",
+        type=int,
+        default=256,
+        metavar="MB",
+        help="images read ahead, a shard in flight (%(default)s)",
+    )
+
+
+def add_replica_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags of the replicas, whatever they do."""
     group = parser.add_argument_group("resources")
     group.add_argument("--replicas", type=int, default=1, help="copies of the model (%(default)s)")
     group.add_argument("--device", default="cuda", help="'cuda' or 'cpu' (%(default)s)")
@@ -149,20 +174,27 @@ def add_resource_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--threads", type=int, default=1, help="torch threads a replica (%(default)s)"
     )
-    group.add_argument("--decode-threads", type=int, default=2, help="a replica (%(default)s)")
-    group.add_argument(
-        "--queue-mb",
-        type=int,
-        default=256,
-        metavar="MB",
-        help="images read ahead, a shard in flight (%(default)s)",
-    )
+    return group
+
+
+def check_store(store: str, codec: Codec) -> None:
+    """Find out now whether the model can make bitstreams, if they are wanted.
+
+    Raises:
+        UsageError: its weights hold no entropy model.
+    """
+    if store != "codes" and codec.prior is None:
+        raise UsageError(
+            f"--store {store}: model {codec.fingerprint[:16]} has no entropy model, which "
+            "bitstreams need; give --store codes, or weights that hold one"
+        )
 
 
 def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> Plan:
     """The plan that the flags describe."""
     if not 1 <= args.quality <= codec.config.subcodes:
         raise UsageError(f"--quality {args.quality}: this model has 1..{codec.config.subcodes}")
+    check_store(args.store, codec)
     try:
         return Plan(
             model=codec.fingerprint,

@@ -15,19 +15,24 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs import common
 from pipeline import commit, driver, report, table
+from pipeline.encoder import encode_shard
 from pipeline.plan import Plan, Resources, ShardSpec
 from pipeline.storage import Store
 from pqmim import checkpoint
 from pqmim.codec import Codec
 
+if TYPE_CHECKING:
+    from pipeline.actors import Work  # imports Ray
+
 log = logging.getLogger("jobs.encode")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, plan, what is left, drive, report, exit code."""
+    """Parse, plan, freeze it in the archive, work it off."""
     args = parse(argv)
     resources = common.resources_of(args)
     store = Store(args.output)
@@ -36,9 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = checkpoint.read(args.model)
     plan = common.plan_of(args, specs, Codec.from_bytes(weights, name=args.model))
     begin(store, plan, specs, weights)
+    return work_off(
+        store, plan, specs, resources, encode_shard, args.retry_failed, args.max_bad_images
+    )
 
+
+def work_off(
+    store: Store, plan: Plan, specs: list[ShardSpec], resources: Resources, work: Work,
+    retry_failed: bool, max_bad_images: float,
+) -> int:  # fmt: skip
+    """What is left, drive, report, exit code."""
     committed = commit.committed_ids(store)
-    quarantined = set() if args.retry_failed else set(commit.quarantined(store))
+    quarantined = set() if retry_failed else set(commit.quarantined(store))
     left = [s for s in specs if s.shard_id not in committed and s.shard_id not in quarantined]
     counts = f"{len(committed)} committed, {len(quarantined)} quarantined, {len(left)} to do"
     log.info("%d shards: %s", len(specs), counts)
@@ -46,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, state, bare, message = common.run_id(), "interrupted", 0.0, ""
     try:
         if left:
-            bare = drive(plan, left, store, progress, resources, args.max_bad_images)
+            bare = drive(plan, left, store, progress, resources, work, max_bad_images)
         state = "complete"
     except driver.Stopped as stop:
         state, message = "stopped", str(stop)
@@ -70,17 +84,18 @@ def begin(store: Store, plan: Plan, specs: list[ShardSpec], weights: bytes) -> N
 
 def drive(
     plan: Plan, left: list[ShardSpec], store: Store, progress: report.Progress,
-    resources: Resources, max_bad_images: float,
+    resources: Resources, work: Work, max_bad_images: float,
 ) -> float:  # fmt: skip
-    """Run the replicas over what is left; returns the bare speed in megapixels a second."""
+    """Run the replicas over what is left; returns the bare speed in megapixels a second, which is
+    a measure of encoding alone."""
     from pipeline.actors import NoReplicas, RayPool  # imports Ray
 
     common.connect(resources)
     try:
-        pool = RayPool(store, plan, resources)
+        pool = RayPool(store, plan, resources, work)
     except NoReplicas as error:
         raise common.UsageError(str(error)) from error
-    bare = pool.bare_megapixels_per_s
+    bare = pool.bare_megapixels_per_s if work is encode_shard else 0.0
     progress.first_work = time.monotonic()
     try:
         driver.run(left, pool, store, progress, max_bad_images)

@@ -23,6 +23,9 @@ from pipeline.encoder import Replica, encode_shard
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardFailure, ShardResult, ShardSpec
 from pqmim.codec import Codec
 
+# What a replica does with a shard: encoder.encode_shard, or the like of it.
+Work = Callable[[ShardSpec, Plan, storage.Store, Replica, int], ShardResult]
+
 log = logging.getLogger(__name__)
 IN_FLIGHT = 2  # shards a replica: one opens while the other computes
 START_TIMEOUT_S = 300.0  # until the first replica is up
@@ -36,9 +39,9 @@ class NoReplicas(Exception):
 class ReplicaActor:
     """One replica in one process."""
 
-    def __init__(self, store: storage.Store, plan: Plan, resources: Resources) -> None:
+    def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
         torch.set_num_threads(resources.threads)
-        self.store, self.plan = store, plan
+        self.store, self.plan, self.work = store, plan, work
         name = commit.model_name(plan.model)
         codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
         self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
@@ -48,9 +51,9 @@ class ReplicaActor:
         return os.getpid(), self.replica.calibrate(self.plan)
 
     def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
-        """Encode one shard."""
+        """Do one shard."""
         try:
-            return encode_shard(spec, self.plan, self.store, self.replica, attempt)
+            return self.work(spec, self.plan, self.store, self.replica, attempt)
         except Exception as error:
             log.exception("shard %s failed", spec.url)
             return ShardFailure(spec.shard_id, spec.url, classify(error), _say(error), attempt)
@@ -81,13 +84,15 @@ class _Slot:
 class RayPool:
     """Replicas as Ray actors.  ``start`` hands out, ``wait`` collects, ``close`` ends them."""
 
-    def __init__(self, store: storage.Store, plan: Plan, resources: Resources) -> None:
+    def __init__(
+        self, store: storage.Store, plan: Plan, resources: Resources, work: Work = encode_shard
+    ) -> None:
         actor: Any = ray.remote(ReplicaActor)
         actor = actor.options(
             num_gpus=resources.gpus_per_replica, num_cpus=resources.cpus_per_replica,
             max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT,
         )  # fmt: skip
-        self._make: Callable[[], Any] = lambda: actor.remote(store, plan, resources)
+        self._make: Callable[[], Any] = lambda: actor.remote(store, plan, resources, work)
         self.resources, self.slots, self._names = resources, list[_Slot](), 0
         self._come_up([self._slot() for _ in range(resources.replicas)])
 
@@ -149,7 +154,7 @@ class RayPool:
                 events.append(ray.get(ref))
             except RayActorError as error:
                 message = f"{slot.name} died: {str(error).splitlines()[0]}"[:500]
-                log.warning("%s while encoding %s", message, spec.url)
+                log.warning("%s while working on %s", message, spec.url)
                 events.append(ShardFailure(spec.shard_id, spec.url, "lost", message, attempt))
                 slot.dead = True
         self._replace_dead()

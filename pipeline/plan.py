@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import keep
 
+STORES = ("bitstream", "codes", "both")
 FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
 
 
@@ -57,7 +58,7 @@ class ShardResult:
     outcome: str  # "done", or "damaged": readable rows are committed, the shard counts as failed
     rows: dict[str, int]  # by status
     pixels: int  # of ok images, as encoded
-    code_bytes: int  # payload columns of ok images
+    code_bytes: int  # payload of ok images; with both columns that of the bitstreams
     table_bytes: int
     table_sha256: str
     table_etag: str
@@ -89,7 +90,7 @@ class Plan:
     codewords: int
     inputs: int  # shards in the listing
     inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
-    store: str = "codes"
+    store: str = "bitstream"  # payload columns: one of STORES
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
     resize: int | None = None  # shorter side, pixels
@@ -102,8 +103,8 @@ class Plan:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if self.store != "codes":
-            raise ValueError(f"store {self.store!r}: this version writes 'codes' only")
+        if self.store not in STORES:
+            raise ValueError(f"store {self.store!r}: one of {', '.join(map(repr, STORES))}")
         for column in self.keep:
             keep.parse(column)
         if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
@@ -112,6 +113,16 @@ class Plan:
             raise ValueError(f"batch_pixels {self.batch_pixels}: must be 1 or more")
         if self.measure not in ("none", "psnr"):
             raise ValueError(f"measure {self.measure!r}: 'none' or 'psnr'")
+
+    @property
+    def stores_codes(self) -> bool:
+        """Whether the tables have raw codes."""
+        return self.store != "bitstream"
+
+    @property
+    def stores_bitstream(self) -> bool:
+        """Whether the tables have entropy-coded codes."""
+        return self.store != "codes"
 
     def to_json(self) -> bytes:
         """``plan.json``."""

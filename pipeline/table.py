@@ -8,8 +8,12 @@
 (they are dense already) and have no dictionary or statistics; text is zstd.  Page checksums are on:
 without them a flipped bit in a page goes unnoticed.  The same rows give the same bytes.
 
-The footer says what the table is (``pqmim.*`` keys): format, plan, codec, source object and row
-counts, and the deterministic part of the ledger entry, from which a lost ledger is rebuilt.
+``--store`` decides which of codes and bitstream an ok row has: one of them, or both.  The bitstream
+is the bare output of the range coder: size and grid are in the row, the model, the stage plan and
+the coder in the footer.
+
+The footer says what the table is (``pqmim.*`` keys): format, plan, codec, coder, source object and
+row counts, and the deterministic part of the ledger entry, from which a lost ledger is rebuilt.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import pyarrow.parquet as pq
 
 from pipeline import keep
 from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
+from pqmim import schedule
 
 ROW_GROUP = 1024  # rows
 PREFIX = "pqmim."
@@ -56,6 +61,11 @@ class Row:
     source_sha256: bytes | None = None
     kept: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def payload_bytes(self) -> int:
+        """Size of what stands for the image: the bitstream if it is there, else the codes."""
+        return len(self.codes or b"" if self.bitstream is None else self.bitstream)
+
 
 def schema(plan: Plan) -> pa.Schema:
     """Columns of the plan's tables."""
@@ -82,6 +92,28 @@ def schema(plan: Plan) -> pa.Schema:
 def _versions() -> str:
     """Libraries that decide codes or file bytes."""
     return json.dumps({name: version(name) for name in ("torch", "pyarrow")}, sort_keys=True)
+
+
+def coder() -> dict[str, object]:
+    """What, beside the model, decides the bytes of a bitstream; ``pqmim.coder`` in the footer."""
+    return {"stages": list(schedule.DEFAULT_PLAN), "constriction": version("constriction")}
+
+
+def check_coder(footer: dict[str, str]) -> None:
+    """Refuse a table whose bitstreams this version would decode to other codes.
+
+    Raises:
+        BadTable: made with another stage plan.
+    """
+    try:
+        stages = json.loads(footer["coder"])["stages"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadTable(f"the footer does not say how the bitstreams were coded: {error}") from error
+    if stages != coder()["stages"]:
+        raise BadTable(
+            f"the bitstreams have the stage plan {stages}, this version decodes "
+            f"{coder()['stages']}: use the version that wrote them"
+        )
 
 
 def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardResult) -> bytes:
@@ -111,6 +143,8 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
              "code_bytes": result.code_bytes, "damage": result.damage}, sort_keys=True),
         "versions": _versions(),
     }  # fmt: skip
+    if plan.stores_bitstream:
+        footer["coder"] = json.dumps(coder(), sort_keys=True)
     table = pa.table(data, schema=columns.with_metadata({PREFIX + k: v for k, v in footer.items()}))
     text = {*STRINGS, *(n for n in columns.names if columns.field(n).type == pa.string())}
     sink = io.BytesIO()

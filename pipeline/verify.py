@@ -1,13 +1,15 @@
 """Read an archive back and say what is proved of it.
 
 Every shard of the listing: ledger entry, table bytes against the ledger's sha256, footer against
-plan and listing, page checksums, counts, keys, crc32 and size of every row's codes, and whether the
-source is still the object that was listed.  Then a sample of pictures, spread evenly and always the
-same, is decoded and compared with the sources.  Nothing is repaired and every problem is named.
+plan and listing, page checksums, counts, keys, crc32 and size of every row's raw codes, and whether
+the source is still the object that was listed.  Then a sample of pictures, spread evenly and always
+the same, is decoded and compared with the sources; of a row with a bitstream, that it decodes to
+codes with the row's crc32.  Nothing is repaired and every problem is named.
 
 Cost: every table is read once, as many at a time as there are threads, and those of the sample once
 more; a source is read up to its last sampled image.  A picture that is not in the sample is proved
-to be the codes that were written, not to look like its source.
+to be the payload that was written, not to look like its source: decoding all bitstreams would cost
+more than encoding did.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline import commit, images, storage, table
-from pipeline.decoder import decode_table, row_codes
+from pipeline.decoder import check_grid, check_table, decode_table, row_codes, stream_codes
 from pipeline.encoder import Replica, printable
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
 from pipeline.shards import ShardReader
@@ -34,7 +36,9 @@ COUNTS = {
     "shards": "shards with a ledger entry that says done",
     "tables": "tables with the size and sha256 of the ledger, of this plan and listing",
     "rows": "rows read, page checksums right",
-    "images": "images whose codes have their crc32 and the size of their grid",
+    "images": "images with the payload that the plan stores and the grid of their size",
+    "codes": "images whose raw codes have their crc32 and the size of their grid",
+    "bitstreams": "images whose bitstream was decoded, to codes that have their crc32",
     "sources": "sources that are the object that was listed (size and ETag)",
     "compared": "images decoded and compared with their source",
 }
@@ -102,6 +106,11 @@ def verify_tables(
     verdict.problems += _foreign(store, {spec.shard_id for spec in specs})
     if not sources:
         verdict.not_proved.append("the sources were not looked at")
+    if plan.stores_bitstream:
+        verdict.not_proved.append(
+            "bitstreams outside the sample were not decoded: page checksums and the ledger's "
+            "sha256 prove that they are the bytes that were written, nothing more"
+        )
     return verdict, good
 
 
@@ -193,6 +202,8 @@ def _check_table(
             say(f"the table's footer has {name} {footer.get(name)!r}, expected {value!r}")
     proved["tables"] = int(len(say.verdict.problems) == before)
     try:
+        if footer.get("plan_digest") == plan.digest:
+            check_table(footer, plan)
         _check_rows(data, plan, entry, say)
     except BadTable as error:
         say(f"table: {error}")
@@ -206,29 +217,51 @@ def _check_rows(data: bytes, plan: Plan, entry: ShardResult, say: _Sayer) -> Non
     for row in table.read_rows(data):
         proved["rows"] += 1
         counts[row.status.value] = counts.get(row.status.value, 0) + 1
-        code_bytes += len(row.codes or b"")
+        code_bytes += row.payload_bytes
         if (row.key in keys) != (row.status is Status.DUPLICATE_KEY):
             say(f"key {row.key!r}: status {row.status.value}, {_times(row.key in keys)}")
         keys.add(row.key)
         if row.status is not Status.OK:
-            if row.codes is not None:
+            if row.codes is not None or row.bitstream is not None:
                 say(f"key {row.key!r}: status {row.status.value}, but it has codes")
             continue
         try:
-            row_codes(row, plan)
+            _check_payload(row, plan)
         except BadTable as error:
             say(str(error))
             continue
         proved["images"] += 1
+        proved["codes"] += plan.stores_codes
         width, height = images.encoded_size(row.width, row.height, plan)
         pixels += width * height
     for name, here, there in (
         ("rows by status", counts, entry.rows),
         ("encoded pixels", pixels, entry.pixels),
-        ("bytes of codes", code_bytes, entry.code_bytes),
+        ("bytes of payload", code_bytes, entry.code_bytes),
     ):
         if here != there:
             say(f"{name}: the table has {here}, the ledger says {there}")
+
+
+def _check_payload(row: Row, plan: Plan) -> None:
+    """An ok row has the columns that the plan stores; without the model, a bitstream is opaque.
+
+    Raises:
+        BadTable: it has others, or its raw codes or its grid are wrong.
+    """
+    for name, there, wanted in (
+        ("codes", row.codes is not None, plan.stores_codes),
+        ("bitstream", row.bitstream is not None, plan.stores_bitstream),
+    ):
+        if there != wanted:
+            has = f"a {name} column" if there else f"no {name}"
+            raise BadTable(f"key {row.key!r}: the row has {has}, the plan says {plan.store!r}")
+    if row.crc32 is None:
+        raise BadTable(f"key {row.key!r}: status {row.status.value}, but it has no crc32")
+    if plan.stores_codes:
+        row_codes(row, plan)
+    else:
+        check_grid(row, plan)
 
 
 def _times(again: bool) -> str:
@@ -262,14 +295,22 @@ def spread(good: Sequence[int], count: int) -> dict[int, list[int]]:
 
 def compare_sample(
     store: Store, plan: Plan, specs: Sequence[ShardSpec], chosen: dict[int, list[int]],
-    replica: Replica, min_psnr: float,
+    replica: Replica, min_psnr: float, sources: bool = True,
 ) -> Verdict:  # fmt: skip
-    """Decode the chosen images and compare each with its source, preprocessed as for encoding."""
+    """Decode the chosen images and compare each with its source, preprocessed as for encoding.
+
+    Without sources only the bitstreams are decoded, and held against their crc32.
+    """
     found = Verdict()
     for shard, places in chosen.items():
         one = Verdict()
         try:
-            _compare_shard(store, plan, specs[shard], set(places), replica, min_psnr, one)
+            data = store.get(commit.table_name(specs[shard].shard_id))
+            keys = _keys(data, set(places))
+            if plan.store == "both" or not sources:  # else decoded for the comparison
+                one.proved["bitstreams"] = _decode_streams(data, plan, keys, replica)
+            if sources:
+                _compare_shard(data, plan, specs[shard], keys, replica, min_psnr, one)
         except TransientStorage:
             raise
         except (BadTable, StorageError) as error:
@@ -278,16 +319,35 @@ def compare_sample(
     return found
 
 
+def _keys(data: bytes, places: set[int]) -> set[str]:
+    """The keys of a table's good images at these places."""
+    ok = [row.key for row in table.read_rows(data, ["key", "status"]) if row.status is Status.OK]
+    return {ok[place] for place in places}
+
+
+def _decode_streams(data: bytes, plan: Plan, keys: set[str], replica: Replica) -> int:
+    """Decode the bitstreams of some images to their codes; how many there were.
+
+    Raises:
+        BadTable: one does not decode to codes with its crc32; raw codes have been held against it.
+    """
+    if not plan.stores_bitstream:
+        return 0
+    check_table(table.read_footer(data), plan)
+    rows = [r for r in table.read_rows(data) if r.status is Status.OK and r.key in keys]
+    for row in rows:
+        stream_codes([row], plan, replica)
+    return len(rows)
+
+
 def _compare_shard(
-    store: Store, plan: Plan, spec: ShardSpec, places: set[int], replica: Replica,
+    data: bytes, plan: Plan, spec: ShardSpec, keys: set[str], replica: Replica,
     min_psnr: float, found: Verdict,
 ) -> None:  # fmt: skip
     say = _Sayer(found, spec.shard_id)
-    data = store.get(commit.table_name(spec.shard_id))
-    ok = [row.key for row in table.read_rows(data, ["key", "status"]) if row.status is Status.OK]
-    keys = {ok[place] for place in places}
     sources = _sources(spec, plan, set(keys))
     for row, pixels in decode_table(data, plan, replica, lambda row: row.key in keys):
+        found.proved["bitstreams"] += not plan.stores_codes
         member = sources.pop(row.key, None)
         if member is None:
             say(f"key {row.key!r}: the source has no image of that key")

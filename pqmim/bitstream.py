@@ -35,7 +35,7 @@ HEADER_BYTES = FIELDS.size + CHECKSUM.size
 MODEL_BYTES = 8
 MAX_SIDE = 2**16 - 1
 MAX_GROUPS = 4
-MAX_PIXELS = 2**28  # what a reader accepts unless told otherwise; decoding takes 40 bytes a pixel
+MAX_PIXELS = 2**28  # what a reader accepts unless told otherwise
 SLOT_BITS, HALVING_BIT = 6, 5
 
 

@@ -1,57 +1,151 @@
-"""``pqmim info | eval | train``: the codec from the command line."""
+"""``pqmim compress | decompress | info | eval | train``: the codec from the command line."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import glob
+import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 
-from pqmim import checkpoint
+from pqmim import bitstream, checkpoint, schedule
 from pqmim.codec import Codec
+
+STDIO = "-"
+SUFFIX = ".pqm"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and call; errors that a person can act on are one line and exit code 2."""
     parser = argparse.ArgumentParser("pqmim", description="Neural image compression, PQ-MIM.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    _info_flags(verbs.add_parser("info", help="what a weights file holds"))
+    _compress_flags(verbs.add_parser("compress", help="an image to a .pqm file"))
+    _decompress_flags(verbs.add_parser("decompress", help="a .pqm file to an image"))
+    _info_flags(verbs.add_parser("info", help="what a .pqm file or a weights file holds"))
     _eval_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
     _train_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
     args = parser.parse_args(argv)
     try:
         return int(args.call(args))
-    except (checkpoint.CheckpointError, ValueError, FileNotFoundError) as error:
-        sys.stderr.write(f"pqmim: {error}\n")
+    except (ValueError, OSError, Image.DecompressionBombError) as error:
+        sys.stderr.write(f"pqmim: {' '.join(str(error).split())}\n")
         return 2
 
 
+def _compress_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="PNG, JPEG, ... or - for stdin")
+    parser.add_argument("output", help="the .pqm file, or - for stdout")
+    parser.add_argument("--quality", type=int, help="sub-codes to keep, from 1 (all of them)")
+    parser.add_argument("--fast", action="store_true", help="fewer stages: less time, more bytes")
+    _model_flags(parser)
+    parser.set_defaults(call=compress)
+
+
+def _decompress_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="the .pqm file, or - for stdin")
+    parser.add_argument("output", help="PNG, JPEG, ... by its suffix, or - for a PNG on stdout")
+    parser.add_argument("--partial", action="store_true", help="show what a cut-off file still has")
+    _model_flags(parser)
+    parser.set_defaults(call=decompress)
+
+
+def _model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", default="default", help="path or name (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="%(default)s")
+
+
+def compress(args: argparse.Namespace) -> int:
+    """Image file to ``.pqm``."""
+    with Image.open(io.BytesIO(_read(args.input))) as image:
+        rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    codec = Codec.load(args.weights, args.device)
+    plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1)
+    _write(args.output, codec.compress(pixels, args.quality, plan))
+    return 0
+
+
+def decompress(args: argparse.Namespace) -> int:
+    """``.pqm`` to image file."""
+    codec = Codec.load(args.weights, args.device)
+    pixels = codec.decompress(_read(args.input), partial=args.partial)
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    suffix = ".png" if args.output == STDIO else Path(args.output).suffix.lower()
+    formats = Image.registered_extensions()
+    if suffix not in formats:
+        raise ValueError(f"{args.output}: no image format has the suffix {suffix!r}")
+    buffer = io.BytesIO()
+    image.save(buffer, formats[suffix])
+    _write(args.output, buffer.getvalue())
+    return 0
+
+
+def _read(name: str) -> bytes:
+    return sys.stdin.buffer.read() if name == STDIO else Path(name).read_bytes()
+
+
+def _write(name: str, data: bytes) -> None:
+    if name == STDIO:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        Path(name).write_bytes(data)
+
+
 def _info_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", nargs="?", default="default", help="path or name (%(default)s)")
+    parser.add_argument(
+        "target", nargs="?", default="default",
+        help="a .pqm file, - for one on stdin, or weights by path or name (%(default)s)",
+    )  # fmt: skip
     parser.set_defaults(call=info)
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print a model's description."""
-    data = checkpoint.read(args.weights)
-    codec = Codec.from_bytes(data, name=args.weights)
+    """Print the description of a file."""
+    if args.target == STDIO or args.target.endswith(SUFFIX):
+        report = _describe_stream(_read(args.target))
+    else:
+        report = _describe_weights(args.target)
+    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _describe_stream(data: bytes) -> dict[str, object]:
+    """What the header says; the payload is not decoded."""
+    stream = bitstream.parse(data)
+    return {
+        "version": bitstream.VERSION, "model": stream.model.hex(),
+        "width": stream.width, "height": stream.height, "quality": stream.quality,
+        "plan": list(stream.plan), "stages": stream.stages, "stages_planned": stream.planned,
+        "crc32": f"{stream.crc32:08x}", "bytes": len(data),
+        "bpp": round(8 * len(data) / (stream.width * stream.height), 4),
+    }  # fmt: skip
+
+
+def _describe_weights(name: str) -> dict[str, object]:
+    data = checkpoint.read(name)
+    weights = checkpoint.parse(data, name)
+    codec = Codec(weights.model, weights.fingerprint)
     parameters = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (("encoder", codec.model.encoder), ("decoder", codec.model.decoder))
     }
-    report = {
+    if weights.prior is not None:
+        parameters["prior"] = sum(a.size for a in weights.prior.arrays.values())
+    return {
         "fingerprint": codec.fingerprint, "bytes": len(data), "parameters": parameters,
         "stride": codec.config.stride, **dataclasses.asdict(codec.config),
         "bpp": {m: codec.bpp(m) for m in range(1, codec.config.subcodes + 1)},
+        "prior": None if weights.prior is None else dataclasses.asdict(weights.prior.config),
     }  # fmt: skip
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:

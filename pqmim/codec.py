@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,23 +158,40 @@ class Codec:
             NoPriorError: the weights hold no entropy model.
             ValueError: see :meth:`encode`; or an image or a plan that the format has no room for.
         """
+        self._needed_prior()
+        height, width = pixels.shape[-2:]
+        return self.compress_codes(self.encode(pixels, quality), height, width, plan, stages)
+
+    def compress_codes(
+        self,
+        codes: Tensor,
+        height: int,
+        width: int,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN,
+        stages: int | None = None,
+    ) -> list[bytes]:
+        """Codes uint8 [B,h,w,m] of images of height x width -> one ``.pqm`` file an image.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            ValueError: codes, an image or a plan that do not fit this model or the format.
+        """
         prior = self._needed_prior()
-        images = list(self.encode(pixels, quality).cpu().numpy())
-        height, width = pixels.shape[2:]
-        subcodes, group = images[0].shape[-1], prior.config.group
-        used = tuple(plan[: schedule.groups_of(subcodes, group)])
-        total = len(schedule.stage_groups(subcodes, plan, group))
+        if codes.ndim != 4 or tuple(codes.shape[1:3]) != self.grid(height, width):
+            raise ValueError(f"codes {tuple(codes.shape)} are not of {height} x {width} pixels")
+        subcodes = codes.shape[3]
+        used = tuple(plan[: schedule.groups_of(subcodes, prior.config.group)])
+        total = len(schedule.stage_groups(subcodes, plan, prior.config.group))
         sent = total if stages is None else stages
-        empty = Stream(self._model, height, width, subcodes, used, sent, b"")
-        empty.fields()  # refuse what does not fit before the work
-        files = []
-        for codes, payload in zip(
-            images, code_stream.encode_images(prior, images, plan, sent), strict=True
-        ):
-            known = self._known(empty, sent)
-            stream = Stream(self._model, height, width, subcodes, used, sent, payload)
-            files.append(bitstream.pack(stream, np.where(known, codes, 0).tobytes()))
-        return files
+        head = Stream(self._model, height, width, subcodes, used, sent, b"")
+        head.fields()  # refuses what the format has no room for, before the work
+        images = list(codes.cpu().numpy())
+        payloads = code_stream.encode_images(prior, images, plan, sent)
+        known = self._known(head, sent)
+        return [
+            bitstream.pack(replace(head, payload=payload), np.where(known, image, 0).tobytes())
+            for image, payload in zip(images, payloads, strict=True)
+        ]
 
     def decompress(
         self, data: bytes, *, partial: bool = False, max_pixels: int = MAX_PIXELS

@@ -119,7 +119,7 @@ def linear(layer: Linear, x: Tensor) -> Tensor:
     """[..., I] in +-127 -> [..., O] in +-limit."""
     rows = x.numel() // x.shape[-1]
     if layer.bytes_in_out is None or rows < INT8_ROWS:
-        total = F.linear(x.to(torch.float32), layer.weight, layer.bias)
+        total = F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
     else:
         small = x.reshape(rows, -1).to(torch.int8)
         total = torch._int_mm(small, layer.bytes_in_out) * layer.scale
@@ -145,7 +145,7 @@ def norm_gain(dims: int) -> int:
 
 def norm(x: Tensor) -> Tensor:
     """[..., D] residual -> x / rms in units of 1/16, +-127."""
-    wide = x.detach().double()
+    wide = x.detach().to(torch.float64, copy=True)
     s = root((wide * wide).sum(-1, keepdim=True))
     exact = wide.mul_(2.0 * norm_gain(x.shape[-1])).add_(s).div_(2 * s).floor_()
     exact = exact.clamp_(-ACTIVATION, ACTIVATION).to(x.dtype)
@@ -202,7 +202,7 @@ def attention(block: Block, y: Tensor, heads: int, present: Tensor | None) -> Te
         weight = through(attention_weight(steps.detach().to(torch.int32)), smooth)
     else:
         steps = torch.sub(best, scores, out=scores).clamp_(0, LAST_STEP)
-        weight = attention_weight(steps.to(torch.int32))
+        weight = attention_weight(steps.to(torch.int32)).to(v.dtype)
     if here is not None:
         weight = weight * here
     total, mixed = weight.sum(-1, keepdim=True), weight @ v
@@ -236,7 +236,7 @@ def hidden(net: Network, tokens: Tensor, present: Tensor | None = None) -> Tenso
     """What the heads see, [B, 256, D] in +-127.
 
     Args:
-        net: the model; all its tensors are float32 on the device of ``tokens``.
+        net: the model; all its tensors are float32 (or float64) on the device of ``tokens``.
         tokens: int64 [B, 16, 16, M], codes or the mask.
         present: [B, 16, 16] 0 or 1, positions inside the image; None: all.
     """
@@ -244,8 +244,8 @@ def hidden(net: Network, tokens: Tensor, present: Tensor | None = None) -> Tenso
         if present is not None:
             present = present.reshape(-1, POSITIONS).to(torch.float32)
         x = embed(net, tokens)
-        if x.dtype != torch.float32:
-            raise TypeError(f"the exact model runs in float32, not {x.dtype}")
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"the exact model runs in float32 or float64, not {x.dtype}")
         for block in net.blocks:
             if block.local is not None:
                 y = norm(x) if present is None else norm(x) * present[..., None]

@@ -42,8 +42,10 @@ class Archive:
 def begin(
     root: Path | str, inputs: Sequence[Path], weights: bytes | None = None, **changes: Any
 ) -> Archive:
-    """An archive with plan, listing and model, and no shard encoded."""
-    weights = tiny_bytes() if weights is None else weights
+    """An archive with plan, listing and model, and no shard encoded; it stores raw codes unless
+    told otherwise, and then the model has a prior."""
+    changes = {"store": "codes", **changes}
+    weights = tiny_bytes(prior=changes["store"] != "codes") if weights is None else weights
     codec = Codec.from_bytes(weights)
     found = storage.expand([str(path) for path in inputs])
     specs = [ShardSpec(shard_id(o.url), o.url, o.size, o.etag) for o in found]

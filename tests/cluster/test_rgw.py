@@ -1,20 +1,27 @@
-"""Against a real S3 server, Ceph's RADOS Gateway: races, stalls, and a gateway that is killed."""
+"""Against a real S3 server, Ceph's RADOS Gateway: races, stalls, kills, and a whole job."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from conftest import Gateway
 
+from jobs import common, finish, verify
 from pipeline import storage
 from pipeline.storage import NotWritable, Store, expand, open_read, retries
+from tests.conftest import Gateway
+from tests.corpus import jpeg, make_tar
+from tests.models import tiny_bytes
 
 pytestmark = pytest.mark.s3
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -101,3 +108,32 @@ def test_a_gateway_killed_while_objects_are_written_leaves_each_once(
         assert all(wins)
     assert list(store.names("codes/")) == [f"codes/{i:03}" for i in range(200)]
     assert all(store.get(f"codes/{i:03}") == b"%d" % i * 1000 for i in range(0, 200, 17))
+
+
+def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A job as a process: it starts a Ray of its own, whose replicas know the gateway."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(
+        command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=150
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_whole_job_on_the_gateway(rgw: Gateway, store: Store, tmp_path: Path) -> None:
+    shards, model = Store(f"{rgw.url}/in"), tmp_path / "tiny.safetensors"
+    for number in range(6):
+        images = [(f"{number}-{i}.jpg", jpeg(48, 32, seed=9 * number + i)) for i in range(4)]
+        shards.put(f"{number:02}.tar", make_tar(images))
+    model.write_bytes(tiny_bytes())
+    encode = ["jobs.encode", "--input", f"{shards.root}/{{00..05}}.tar", "--output", store.root,
+              "--model", str(model), "--quality", "3", "--device", "cpu"]  # fmt: skip
+    done = job(*encode)
+    assert done.returncode == common.OK, done.stderr
+    assert "6 of 6 shards committed, 24 images" in done.stdout
+    assert len(list(store.names("codes/"))) == len(list(store.names("ledger/"))) == 6
+    again = job(*encode)
+    assert again.returncode == common.OK and "6 committed, 0 quarantined, 0 to do" in again.stderr
+    assert finish.main(["--archive", store.root]) == common.OK
+    assert verify.main(["--archive", store.root, "--device", "cpu", "--min-psnr", "0"]) == common.OK

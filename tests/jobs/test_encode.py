@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     path = tmp_path / "tiny.safetensors"
-    path.write_bytes(tiny_bytes())
+    path.write_bytes(tiny_bytes(prior=True))
     return str(path)
 
 
@@ -139,6 +139,18 @@ def test_bad_arguments_are_found_out_before_any_work(model, tmp_path, capsys):
     ]:
         assert message in refusal(capsys, run(model, source, str(tmp_path / "c"), *more))
     assert not list(Store(str(tmp_path / "c")).names("codes/"))
+
+
+def test_bitstreams_need_an_entropy_model_and_codes_do_not(ray_here, tmp_path, capsys):
+    path = tmp_path / "plain.safetensors"
+    path.write_bytes(tiny_bytes())
+    (tmp_path / "in.tar").write_bytes(make_tar([("a.jpg", jpeg(32, 32))]))
+    source, output = str(tmp_path / "in.tar"), str(tmp_path / "out")
+    for flags in ([], ["--store", "both"]):
+        error = refusal(capsys, run(str(path), source, output, *flags))
+        assert "has no entropy model" in error and "--store codes" in error
+    assert not Path(output).exists() or not tables(output)
+    assert run(str(path), source, output, "--store", "codes") == common.OK
 
 
 def test_a_machine_without_gpu_is_told_so(ray_here, model, tmp_path, capsys):

@@ -67,7 +67,7 @@ def test_many_shapes_and_small_batches_keep_the_order(tmp_path: Path) -> None:
     limit = decoder.PENDING_BATCHES * archive.plan.batch_pixels
     found = []
     for row in table.read_rows(data):
-        found += list(window.add(row, decoder.row_codes(row, archive.plan)))
+        found += list(window.add(row))
         assert window.pixels <= limit
     assert 0 < len(found) < 60
     found += list(window.rest())
@@ -142,6 +142,75 @@ def test_a_wrong_crc32_names_shard_and_key_before_a_picture_comes_out(archive: A
     bad = table.write_table(rows, archive.plan, spec, result)
     with pytest.raises(BadTable, match=f"{spec.shard_id}.*'wide'.*crc32"):
         list(decoder.decode_table(bad, archive.plan, archive.replica))
+
+
+@pytest.fixture
+def coded(tmp_path: Path) -> Archive:
+    """The same pictures as bitstreams."""
+    return encoded(tmp_path / "coded", [shard(tmp_path / "one.tar")], store="bitstream")
+
+
+def resigned(archive: Archive, number: int, row: Row) -> bytes:
+    """The table with another row, whole in itself: page checksums and footer are right."""
+    rows = list(table.read_rows(archive.table().read_bytes()))
+    rows[number] = row
+    spec = archive.specs[0]
+    result = commit.committed(archive.store)[spec.shard_id]
+    return table.write_table(rows, archive.plan, spec, result)
+
+
+def test_bitstreams_decode_to_the_pictures_of_the_raw_codes(
+    archive: Archive, coded: Archive
+) -> None:
+    raw = decoder.decode_table(archive.table().read_bytes(), archive.plan, archive.replica)
+    found = decoder.decode_table(coded.table().read_bytes(), coded.plan, coded.replica)
+    for (row, pixels), (other, expected) in zip(found, raw, strict=True):
+        assert row == replace(other, codes=None) and np.array_equal(pixels, expected)
+
+
+def test_raw_codes_and_bitstreams_may_stand_in_one_batch(coded: Archive) -> None:
+    rows = [r for r in table.read_rows(coded.table().read_bytes()) if r.status is Status.OK]
+    rows = [r for r in rows if (r.grid_h, r.grid_w) == (4, 3)]  # 'tall' and another
+    row = rows[0]
+    codes = decoder.batch_codes([row], coded.plan, coded.replica)
+    raw = replace(row, codes=codes[0].tobytes(), bitstream=None)
+    mixed = decoder.batch_codes([raw, row, raw], coded.plan, coded.replica)
+    assert np.array_equal(mixed, np.concatenate([codes] * 3))
+
+
+def test_every_damage_to_a_bitstream_is_found_and_names_shard_and_key(coded: Archive) -> None:
+    rows = list(table.read_rows(coded.table().read_bytes()))
+    row = rows[3]
+    assert row.key == "wide" and row.bitstream is not None
+    damaged = [
+        bytes([row.bitstream[0] ^ 1]) + row.bitstream[1:],
+        row.bitstream[:-4], b"", row.bitstream[:5], rows[0].bitstream,
+        *(bytes(row.bitstream[:i]) + b"\xff" + row.bitstream[i + 1 :] for i in range(4)),
+    ]  # fmt: skip
+    for bitstream in damaged:
+        if bitstream == row.bitstream:
+            continue
+        data = resigned(coded, 3, replace(row, bitstream=bitstream))
+        with pytest.raises(BadTable, match=f"{coded.specs[0].shard_id}.*'wide'.*bitstream"):
+            list(decoder.decode_table(data, coded.plan, coded.replica))
+
+
+def test_a_grid_that_is_not_of_the_picture_is_refused_before_it_is_decoded(coded: Archive) -> None:
+    row = good_row(coded)
+    limit = coded.plan.max_pixels
+    for bad, message in (
+        (replace(row, grid_w=30000, grid_h=30000), "not of a source"),
+        (replace(row, grid_w=30000, grid_h=3000, width=480000, height=48000), f"limit of {limit}"),
+        (replace(row, grid_w=0, grid_h=0, width=0, height=0), "empty"),
+    ):
+        data = resigned(coded, 0, bad)
+        with pytest.raises(BadTable, match=f"'a/first'.*{message}"):
+            list(decoder.decode_table(data, coded.plan, coded.replica))
+
+
+def test_bitstreams_without_an_entropy_model_are_refused(archive: Archive) -> None:
+    with pytest.raises(CheckpointError, match="no entropy model"):
+        decoder.load_replica(archive.store, replace(archive.plan, store="bitstream"), "cpu")
 
 
 def test_a_table_of_another_plan_is_refused(archive: Archive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from pipeline import commit, table
 from pipeline.encoder import Batcher, Ready, Replica, encode_shard
-from pipeline.plan import Plan, PlanMismatch, ShardResult, ShardSpec, Status
+from pipeline.plan import STORES, Plan, PlanMismatch, ShardResult, ShardSpec, Status
 from pipeline.storage import Store
 from pipeline.table import Row
 from tests.corpus import bomb_png, jpeg, make_tar, png
@@ -19,7 +20,8 @@ from tests.models import tiny_codec
 from tests.photos import SHARDS
 
 CODEC = tiny_codec()
-PLAN = Plan(model=CODEC.fingerprint, quality=3, stride=16, codewords=16, inputs=1, inputs_digest="")
+PLAN = Plan(model=CODEC.fingerprint, quality=3, stride=16, codewords=16, inputs=1, inputs_digest="",
+            store="codes")  # fmt: skip
 ODD = [
     ("a.jpg", jpeg(40, 30)), ("a.txt", b"first"), ("a.json", b'{"label": 7}'),
     ("b.jpg", b"this is text under an image name"),
@@ -34,6 +36,9 @@ ODD = [
     ("j.jpg", b""),
     ("noextension", b"?"),
 ]  # fmt: skip
+SMALL = make_tar(
+    [(f"{i}.jpg", jpeg(33 + 16 * (i % 3), 40, seed=i)) for i in range(7)] + [("bad.jpg", b"x")]
+)
 
 
 def write(path: Path, data: bytes) -> ShardSpec:
@@ -88,6 +93,53 @@ def test_threads_queues_and_attempts_do_not_change_a_byte(tmp_path):
         encode_shard(spec, PLAN, store, Replica(CODEC, threads, queue_bytes), attempt=number + 1)
         tables.append(store.get(commit.table_name("shard")))
     assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.parametrize("store_kind", ["bitstream", "both"])
+def test_threads_queues_and_batches_do_not_change_a_bitstream(tmp_path, store_kind):
+    codec, spec = tiny_codec(prior=True), write(tmp_path / "in.tar", SMALL)
+    plan = replace(PLAN, model=codec.fingerprint, store=store_kind)
+    tables, streams = [], []
+    for number, (threads, queue_bytes, batch_pixels) in enumerate(
+        [(1, 1, plan.batch_pixels), (2, 1 << 28, plan.batch_pixels), (2, 1 << 20, 1 << 11)]
+    ):
+        torch.set_num_threads(1 + number % 2)
+        store = Store(str(tmp_path / str(number)))
+        one = replace(plan, batch_pixels=batch_pixels)
+        encode_shard(spec, one, store, Replica(codec, threads, queue_bytes), attempt=number + 1)
+        tables.append(store.get(commit.table_name("shard")))
+        streams.append([row.bitstream for row in table.read_rows(tables[-1])])
+    torch.set_num_threads(1)
+    assert tables[0] == tables[1]
+    assert streams[0] == streams[2] and len(set(streams[0])) > 3
+
+
+def test_the_store_decides_the_payload_columns_and_nothing_else(tmp_path):
+    codec, spec = tiny_codec(prior=True), write(tmp_path / "in.tar", SMALL)
+    found, results = {}, {}
+    for kind in STORES:
+        store, plan = Store(str(tmp_path / kind)), replace(PLAN, store=kind)
+        results[kind] = encode_shard(spec, plan, store, Replica(codec))
+        found[kind] = list(table.read_rows(store.get(commit.table_name("shard"))))
+        footer = table.read_footer(store.get(commit.table_name("shard")))
+        assert ("coder" in footer) == (kind != "codes")
+    bare = {
+        kind: [replace(r, codes=None, bitstream=None) for r in rows] for kind, rows in found.items()
+    }
+    assert bare["bitstream"] == bare["codes"] == bare["both"]
+    for codes, stream, both in zip(found["codes"], found["bitstream"], found["both"], strict=True):
+        assert codes.bitstream is None and stream.codes is None
+        assert (both.codes, both.bitstream) == (codes.codes, stream.bitstream)
+        if codes.status is Status.OK:
+            assert zlib.crc32(codes.codes) == stream.crc32
+            decoded = codec.entropy_decode([stream.bitstream], codes.grid_h, codes.grid_w, 3)
+            assert decoded.numpy().tobytes() == codes.codes
+    sizes = {kind: results[kind].code_bytes for kind in STORES}
+    assert sizes["codes"] == sum(len(r.codes or b"") for r in found["codes"])
+    assert (
+        sizes["bitstream"] == sizes["both"] == sum(len(r.bitstream or b"") for r in found["both"])
+    )
+    assert results["bitstream"].seconds["code"] > results["codes"].seconds["code"]
 
 
 def test_codes_are_those_of_the_codec_alone(tmp_path):

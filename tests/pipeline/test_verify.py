@@ -67,7 +67,7 @@ def test_a_healthy_archive_has_no_problem_and_says_what_was_proved(archive: Arch
     assert verdict.problems == [] and verdict.not_proved == [] and verdict.complete
     assert verdict.proved == {
         "shards": SHARDS, "tables": SHARDS, "rows": SHARDS * ROWS, "images": SHARDS * IMAGES,
-        "sources": SHARDS, "compared": 6,
+        "codes": SHARDS * IMAGES, "bitstreams": 0, "sources": SHARDS, "compared": 6,
     }  # fmt: skip
     assert len(verdict.psnr) == 6 and 0 < min(verdict.psnr) < 40
     assert json.loads(json.dumps(verdict.record(SHARDS)))["complete"] is True
@@ -182,7 +182,7 @@ DAMAGE: list[tuple[Callable[[Archive], object], str]] = [
     (lambda a: edit_ledger(a, table_bytes=1), "the ledger says 1"),
     (lambda a: edit_ledger(a, rows={"ok": ROWS}), "rows by status"),
     (lambda a: edit_ledger(a, pixels=1), "encoded pixels"),
-    (lambda a: edit_ledger(a, code_bytes=1), "bytes of codes"),
+    (lambda a: edit_ledger(a, code_bytes=1), "bytes of payload"),
     (lambda a: edit_ledger(a, source_etag="x"), "the ledger entry is of"),
     (lambda a: edit_ledger(a, shard_id="x"), "the ledger entry is of"),
     (lambda a: edit_ledger(a, outcome="damaged", damage=["truncated"]), "damaged: truncated"),
@@ -216,6 +216,64 @@ def test_damage_to_a_shard_is_named_with_the_shard(
     assert any(re.search(message, problem) for problem in named), verdict.problems
     assert not verdict.complete
     assert "problem: " in verdict.text(SHARDS)
+
+
+@pytest.fixture(params=["bitstream", "both"])
+def coded(tmp_path: Path, request: pytest.FixtureRequest) -> Archive:
+    inputs = [shard(tmp_path / f"in/{i}.tar", 10 * i) for i in range(2)]
+    return encoded(tmp_path / "archive", inputs, store=request.param)
+
+
+def no_model(archive: Archive) -> verify.Verdict:
+    return verify.verify_tables(archive.store, archive.plan, archive.specs, False, 1)[0]
+
+
+def sample(archive: Archive, sources: bool) -> verify.Verdict:
+    arguments = archive.store, archive.plan, archive.specs, {0: [0, 1, 2, 3, 4], 1: [2]}
+    return verify.compare_sample(*arguments, archive.replica, 0, sources)
+
+
+def test_of_bitstreams_it_says_which_were_decoded(coded: Archive) -> None:
+    verdict = no_model(coded)
+    assert verdict.problems == [] and verdict.proved["bitstreams"] == 0
+    assert verdict.proved["images"] == 2 * IMAGES
+    assert verdict.proved["codes"] == (2 * IMAGES if coded.plan.stores_codes else 0)
+    assert any("outside the sample were not decoded" in what for what in verdict.not_proved)
+    for sources in (True, False):
+        found = sample(coded, sources)
+        assert found.problems == [] and found.proved["bitstreams"] == 6
+        assert found.proved["compared"] == (6 if sources else 0)
+
+
+def test_a_bitstream_that_decodes_to_other_codes_is_found_by_the_sample(coded: Archive) -> None:
+    def change(rows: list[Row]) -> list[Row]:
+        stream = rows[3].bitstream or b""
+        return [*rows[:3], replace(rows[3], bitstream=bytes([stream[0] ^ 1]) + stream[1:]),
+                *rows[4:]]  # fmt: skip
+
+    rewrite(coded, change)
+    assert no_model(coded).problems == []  # opaque without the model
+    for sources in (True, False):
+        (problem,) = sample(coded, sources).problems
+        assert problem.startswith(coded.specs[0].shard_id) and "'wide'" in problem
+        assert "bitstream" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"bitstream": None}, "no bitstream"), ({"crc32": None}, "no crc32"),
+     ({"width": 200}, "not of a source")],
+)  # fmt: skip
+def test_rows_of_a_bitstream_archive_are_held_against_the_plan(
+    coded: Archive, changes: dict[str, object], message: str
+) -> None:
+    rewrite(coded, lambda rows: [replace(rows[0], **changes), *rows[1:]])  # type: ignore[arg-type]
+    assert any(message in problem for problem in no_model(coded).problems)
+
+
+def test_a_payload_column_that_the_plan_does_not_have_is_a_problem(archive: Archive) -> None:
+    rewrite(archive, lambda rows: [replace(rows[0], bitstream=b"1234"), *rows[1:]])
+    assert any("has a bitstream column" in problem for problem in check(archive).problems)
 
 
 def test_a_foreign_table_and_ledger_entry_are_named(archive: Archive) -> None:

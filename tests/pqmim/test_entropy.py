@@ -143,3 +143,31 @@ def test_wrong_weights_are_refused(row: list[float]) -> None:
 def test_a_payload_of_odd_length_is_refused() -> None:
     with pytest.raises(entropy.PayloadError, match="multiple of 4"):
         entropy.Decoder(b"12345")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0, 30, 3000]), st.booleans())
+def test_no_payload_holds_more_information_than_its_bits(seed, spread, likely):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy((rng.normal(size=(int(rng.integers(1, 80)), 256)) * spread).round())
+    weight = entropy.weights(logits)
+    symbols = logits.argmax(-1) if likely else torch.from_numpy(rng.integers(0, 256, len(logits)))
+    start, length = (x.numpy() for x in entropy.intervals(weight, symbols))
+    payload = entropy.encode_intervals(start, length)
+    assert 8 * len(payload) >= 24 * len(length) - np.log2(length).sum()
+    assert len(payload) >= entropy.least_bytes(len(length), 256)
+    rows = weight.to(torch.float32).numpy()
+    for rest in (b"", bytes(400), b"\xff" * 400):  # what follows the last word does not matter
+        assert (entropy.Decoder(payload + rest).decode(rows) == symbols.numpy()).all()
+
+
+def test_a_payload_that_ends_early_or_that_nobody_wrote_is_an_error():
+    weight = entropy.weights(torch.zeros(100, 256))
+    symbols = torch.from_numpy(lcg(100, 5) % 256)
+    start, length = (x.numpy() for x in entropy.intervals(weight, symbols))
+    payload, rows = entropy.encode_intervals(start, length), weight.to(torch.float32).numpy()
+    assert entropy.Decoder(payload).decode(rows).shape == (100,)
+    with pytest.raises(entropy.PayloadError, match="ends before the last code"):
+        entropy.Decoder(payload[:-8]).decode(rows)
+    with pytest.raises(entropy.PayloadError, match="no encoder wrote"):
+        entropy.Decoder(b"\xff" * len(payload)).decode(rows)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,74 @@ def test_another_order_of_summation_changes_nothing(
             arrays[f"{name}.{part}"] = arrays[f"{name}.{part}"][rows]
     permuted = integer.Engine(dataclasses.replace(checkpoint, arrays=arrays), CPU, int8=False)
     assert integer.probe_sha256(permuted) == checkpoint.probe_sha256
+
+
+def in_float64(part: Any) -> Any:
+    """A copy of a network, or of a part of it, with every tensor in float64."""
+    if isinstance(part, torch.Tensor):
+        return part.double()
+    if isinstance(part, list):
+        return [in_float64(item) for item in part]
+    if isinstance(part, (exact.Network, exact.Block, exact.Linear)):
+        fields = {f.name: in_float64(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        return type(part)(**fields)
+    return part
+
+
+def test_float64_gives_the_same_integers(
+    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+) -> None:
+    wide = integer.Engine(checkpoint, CPU, int8=False)
+    wide.net = in_float64(wide.net)
+    tokens, present = exact_harness.windows(2)
+    hidden = wide.hidden(tokens, present)
+    assert hidden.dtype == torch.float64
+    assert (hidden == engine.hidden(tokens, present)).all()
+    assert (wide.logits(hidden[0], 1) == engine.logits(hidden[0].float(), 1)).all()
+
+
+def test_other_number_types_are_refused(engine: integer.Engine) -> None:
+    codes = engine.net.codes.bfloat16()
+    narrow = dataclasses.replace(engine.net, codes=codes, place=engine.net.place.bfloat16())
+    with pytest.raises(TypeError, match="not torch.bfloat16"):
+        exact.hidden(narrow, exact_harness.windows(1)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_a_gpu_gives_the_integers_of_the_cpu(
+    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine, batch: int, int8: bool,
+    tf32: bool, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    gpu = integer.Engine(checkpoint, torch.device("cuda"), int8=int8)
+    tokens, present = exact_harness.windows(batch)
+    hidden = gpu.hidden(tokens.cuda(), present.cuda())
+    wanted = engine.hidden(*exact_harness.windows(2)).repeat(32, 1, 1)[:batch]
+    inside = present.reshape(batch, -1)
+    assert (hidden.cpu()[inside] == wanted[inside]).all()
+    for group in range(TINY.groups):
+        logits = engine.logits(wanted[inside], group)
+        found = gpu.logits(hidden[inside.cuda()], group)
+        assert (found.cpu() == logits).all()
+        assert (entropy.weights(found).cpu() == entropy.weights(logits)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_writes_the_bytes_of_the_cpu_and_each_reads_the_other(
+    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+) -> None:
+    gpu = integer.load(checkpoint, torch.device("cuda"))
+    assert gpu.device.type == "cuda"
+    codes = some_codes(40, 35, 8, 9)
+    payload = code_stream.code_image(gpu, codes, (4, 2))
+    assert payload == code_stream.code_image(engine, codes, (4, 2))
+    assert (code_stream.decode_image(engine, payload, codes.shape, (4, 2)) == codes).all()
+    assert (code_stream.decode_image(gpu, payload, codes.shape, (4, 2)) == codes).all()
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,67 @@
+"""Copy an archive with other payload columns: bitstreams to raw codes, and back.
+
+    python -m jobs.transcode --archive s3://bucket/arch --output s3://bucket/raw --store codes
+
+Neither the source images nor the autoencoder are needed; every crc32 is checked on the way.  The
+same command again resumes.  The output is an archive like any other, with the old one's plan but
+for the store: what the old one lacks, jobs.encode can add with the old command and that --store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jobs import common, encode
+from pipeline import commit, decoder, table
+from pipeline.plan import listing_digest
+from pipeline.storage import Store
+from pipeline.transcoder import Transcoder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, read the old plan, freeze the new one, work off what is committed there."""
+    args = parse(argv)
+    resources = common.resources_of(args)
+    source, store = Store(args.archive), Store(args.output)
+    old = commit.read_plan(source)
+    specs = table.read_listing(source.get("inputs.parquet"))
+    if listing_digest(specs) != old.inputs_digest:
+        raise table.BadTable(f"{source.url('inputs.parquet')}: not the listing of its plan.json")
+    if old.store == args.store:
+        raise common.UsageError(f"--store {args.store}: {source.root} has that already; copy it")
+    common.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
+    plan = replace(old, store=args.store)
+    store.probe()
+    encode.begin(store, plan, specs, source.get(commit.model_name(old.model)))
+
+    there = commit.committed_ids(source)
+    todo = [spec for spec in specs if spec.shard_id in there]
+    # Bad images were judged when they were encoded: any share of them will do.
+    code = encode.work_off(
+        store, plan, todo, resources, Transcoder(source, old), args.retry_failed, 1.0
+    )
+    if len(todo) == len(specs):
+        return code
+    sys.stdout.write(f"{len(specs) - len(todo)} of {len(specs)} shards are not in {source.root}\n")
+    return common.INCOMPLETE
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("jobs.transcode", description=__doc__.split("\n")[0])
+    parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", required=True, metavar="URI", help="prefix of the new archive")
+    common.add_store_flag(group)
+    common.add_replica_flags(parser)
+    parser.set_defaults(decode_threads=1, queue_mb=0)  # no images are read
+    group = parser.add_argument_group("failure policy")
+    group.add_argument("--retry-failed", action="store_true", help="try quarantined shards again")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(common.run(main))
