@@ -5,7 +5,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ok
 
-.PHONY: help setup demo test test-s3 lint bench clean
+.PHONY: help setup demo test test-s3 lint fuzz bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-s3: $(STAMP)  ## run the tests against a real S3 server (needs Ceph's RADOS
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+fuzz: $(STAMP)  ## mutate compressed files for five minutes
+	@$(PY) -m tests.fuzz_bitstream --minutes 5
 
 bench: $(STAMP)  ## speed of the job against the bare model, and where the time goes
 	@$(PY) -m benchmarks.encode

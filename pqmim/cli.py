@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from pqmim import bitstream, checkpoint, schedule
 from pqmim.codec import Codec
+from pqmim.prior_config import PriorConfig
 
 STDIO = "-"
 SUFFIX = ".pqm"
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _eval_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
     _train_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
+    _train_prior_flags(stages.add_parser("prior", help="stage 2, the entropy model of its codes"))
     args = parser.parse_args(argv)
     try:
         return int(args.call(args))
@@ -150,15 +152,23 @@ def _describe_weights(name: str) -> dict[str, object]:
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="PNG, JPEG, ... images")
+    parser.add_argument("--rates", action="store_true", help="what the entropy model saves instead")
+    parser.add_argument("--fast", action="store_true", help="fewer stages, with --rates")
     parser.add_argument("--weights", default="default", help="path or name (%(default)s)")
     parser.add_argument("--device", default="cpu", help="%(default)s")
     parser.set_defaults(call=evaluate)
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the model's curve beside JPEG's."""
-    from pqmim.evaluation import rd
+    """Print the model's curve beside JPEG's, or the rates of its files beside raw codes."""
+    from pqmim.evaluation import rate, rd
 
+    if args.rates:
+        codec = Codec.load(args.weights, args.device)
+        plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
+        results = rate.rates(codec, args.folder, rate.default_qualities(codec), plan)
+        sys.stdout.write(rate.table(results))
+        return 0
     ours, jpeg, count = rd.compare(Codec.load(args.weights, args.device), args.folder)
     sys.stdout.write(f"{count} images of {args.folder}\n{rd.table(ours, jpeg)}")
     return 0
@@ -177,21 +187,50 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(call=train_autoencoder)
 
 
-def train_autoencoder(args: argparse.Namespace) -> int:
-    """Train, then write the weights beside the log."""
-    from pqmim.training import autoencoder
-
-    shards = [Path(p) for p in glob.glob(args.shards)]
+def _shards(args: argparse.Namespace) -> list[Path]:
+    """The tars of ``--shards``; sets the threads."""
+    shards = [Path(p) for p in sorted(glob.glob(args.shards))]
     if len(shards) < 2:
         raise ValueError(
             f"--shards {args.shards} matches {len(shards)} tars, two are needed: one is held out"
         )
     torch.set_num_threads(args.threads)
+    return shards
+
+
+def train_autoencoder(args: argparse.Namespace) -> int:
+    """Train, then write the weights beside the log."""
+    from pqmim.training import autoencoder
+
     recipe = autoencoder.Recipe()
     if args.minutes:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
-    model = autoencoder.train(recipe, shards, args.out, torch.device(args.device))
+    model = autoencoder.train(recipe, _shards(args), args.out, torch.device(args.device))
     sys.stdout.write(f"{checkpoint.write(model, args.out)}\n")
+    return 0
+
+
+def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
+    _train_flags(parser)
+    parser.add_argument("--weights", default="default", help="autoencoder: path or name")
+    parser.add_argument("--passes", type=int, default=4, help="variants of a photo (%(default)s)")
+    parser.set_defaults(call=train_prior)
+
+
+def train_prior(args: argparse.Namespace) -> int:
+    """Encode the corpus, train, then write both halves into one weights file beside the log."""
+    from pqmim.training import codes, prior
+
+    shards = _shards(args)
+    codec = Codec.load(args.weights, args.device)
+    config = PriorConfig(subcodes=codec.config.subcodes, codewords=codec.config.codewords)
+    recipe = prior.PriorRecipe(model=config)
+    if args.minutes:
+        recipe = dataclasses.replace(recipe, minutes=args.minutes)
+    train, held_out = codes.load_codes(codec, shards, args.passes)
+    device = torch.device(args.device)
+    trained = prior.train_prior(recipe, train, held_out, args.out, device)
+    sys.stdout.write(f"{checkpoint.write(codec.model, args.out, trained)}\n")
     return 0
 
 

@@ -22,10 +22,10 @@ class PriorConfig:
     subcodes: int = 16  # M
     codewords: int = 256  # K
     group: int = 4  # sub-codes that are sent together
-    dims: int = 192
-    heads: int = 6
-    hidden: int = 768  # of the feed-forward layers
-    local: tuple[bool, ...] = (True, False, True, False, True, False)  # per block: 8 neighbours too
+    dims: int = 128
+    heads: int = 4
+    hidden: int = 512  # of the feed-forward layers
+    local: tuple[bool, ...] = (True, False, True, False)  # per block: 8 neighbours too
 
     def __post_init__(self) -> None:
         if not MIN_CODEWORDS <= self.codewords <= MAX_CODEWORDS:

@@ -50,9 +50,9 @@ def _vary(image: Tensor, scale: float, rng: np.random.Generator) -> Tensor:
 def load_codes(
     codec: Codec, shards: list[Path], passes: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-    """Codes to train on, and of the first 24 photographs of the last shard, which is held out."""
+    """Codes to train on, and of the first 12 photographs of the last shard, which is held out."""
     shards = sorted(shards)
     with torch.inference_mode():
         train = corpus_codes(codec, crops.load_images(shards[:-1]), passes)
-        held_out = corpus_codes(codec, crops.load_images(shards[-1:])[:24], 1)
+        held_out = corpus_codes(codec, crops.load_images(shards[-1:])[:12], 1)
     return train, held_out
