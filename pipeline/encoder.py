@@ -8,7 +8,8 @@ ShardResult out.  Rows are in tar order and batches are a function of the shard 
 so any number of replicas, threads and attempts gives the same bytes.
 
 The entropy model takes its turns on the device between the batches of the autoencoder; its time is
-stage ``code``.  The range coder itself holds the GIL, at 0.05 us a code: nothing beside its model.
+stage ``code``.  The range coder holds the GIL, 0.1 us a code: 0.3 ms for 256 x 256 pixels at
+quality 8, where the model takes 100 to 150 ms of a core and lets the decode threads run.
 """
 
 from __future__ import annotations

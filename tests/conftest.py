@@ -6,9 +6,11 @@ session, so that worker processes inherit it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -117,21 +119,15 @@ def _rgw_script(*arguments: str) -> None:
         assert done.returncode == 0, f"{' '.join(command)} failed: {output.read()}"
 
 
-def _free_ports(count: int) -> int:
-    """The first of ``count`` consecutive ports that are free now."""
+def free_ports(count: int) -> int:
+    """The first of ``count`` consecutive ports that are free now, in a range from which neither
+    the kernel nor Ray's workers take theirs: one that polls such a port can connect to itself."""
     while True:
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            sockets[0].bind(("127.0.0.1", 0))
-            first = sockets[0].getsockname()[1]
-            for i, one in enumerate(sockets[1:], 1):
-                one.bind(("127.0.0.1", first + i))
+        first = random.randrange(20_000, 32_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("", port))
             return first
-        except (OSError, OverflowError):
-            continue
-        finally:
-            for one in sockets:
-                one.close()
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +137,7 @@ def rgw_server() -> Iterator[Gateway]:
     if missing:
         pytest.skip(f"no {', '.join(missing)} here; to enable: apt-get update && {INSTALL}")
     folder = tempfile.mkdtemp(prefix="rgw-")
-    port = _free_ports(3)
+    port = free_ports(3)
     try:
         _rgw_script("start", folder, str(port))
         with pytest.MonkeyPatch.context() as patch:

@@ -3,14 +3,11 @@ and which Ray a job joins."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +23,7 @@ import pytest
 from jobs import common, verify
 from pipeline import commit
 from pipeline.storage import Store
+from tests.conftest import free_ports
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes
 
@@ -76,17 +74,6 @@ def environment_of(folder: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def free_ports(count: int) -> int:
-    """The first of ``count`` consecutive ports that are free now, in a range from which neither
-    the kernel nor Ray's workers take theirs: one that polls such a port can connect to itself."""
-    while True:
-        first = random.randrange(20_000, 32_000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("", port))
-            return first
 
 
 def start_command(folder: Path, port: int) -> list[str]:
@@ -167,7 +154,7 @@ def encode_command(tmp_path: Path) -> list[str]:
         (shards / f"{number:03}.tar").write_bytes(tar)
     (tmp_path / "tiny.safetensors").write_bytes(tiny_bytes())
     return ["python", "-m", "jobs.encode", "--input", str(shards), "--device", "cpu",
-            "--output", str(tmp_path / "archive"), "--quality", "3",
+            "--output", str(tmp_path / "archive"), "--quality", "3", "--store", "codes",
             "--model", str(tmp_path / "tiny.safetensors")]  # fmt: skip
 
 

@@ -381,7 +381,7 @@ def test_plan_forecasts_and_writes_nothing(
     monkeypatch.chdir(tmp_path / "cwd")
     inputs = sorted(str(path) for path in EXAMPLES.glob("*.tar"))
     flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--resize", "64",
-             "--device", "cpu", "--replicas", "2"]  # fmt: skip
+             "--store", "codes", "--device", "cpu", "--replicas", "2"]  # fmt: skip
     assert plan.main(["--input", *inputs, *flags]) == common.OK
     text = capsys.readouterr().out
     lines = {line[:24].strip(): line[24:] for line in text.splitlines()}
@@ -401,7 +401,8 @@ def test_plan_extrapolates_from_the_first_samples_of_a_large_shard(
     picture = jpeg(16, 16)
     entries = [(f"{i:03d}.jpg", picture) for i in range(200)]
     (tmp_path / "0.tar").write_bytes(make_tar(entries))
-    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu"]
+    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu",
+             "--store", "codes"]  # fmt: skip
     assert plan.main(["--input", str(tmp_path / "0.tar"), *flags]) == common.OK
     text = capsys.readouterr().out
     rows = int(text.split("about ")[1].split()[0].replace(",", ""))
@@ -411,6 +412,7 @@ def test_plan_extrapolates_from_the_first_samples_of_a_large_shard(
 def test_plan_names_a_shard_without_samples(tmp_path: Path) -> None:
     (tmp_path / "tiny.safetensors").write_bytes(tiny_bytes())
     (tmp_path / "0.tar").write_bytes(make_tar([]))
-    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu"]
+    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu",
+             "--store", "codes"]  # fmt: skip
     with pytest.raises(common.UsageError, match=r"0\.tar: no samples"):
         plan.main(["--input", str(tmp_path / "0.tar"), *flags])
