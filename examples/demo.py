@@ -80,7 +80,7 @@ def card(row: table.Row, members: dict[str, bytes], plan: Plan, decoded: Path) -
     reconstruction = decoded.read_bytes()
     error = original - np.asarray(Image.open(io.BytesIO(reconstruction)).convert("RGB"))
     psnr = 10 * np.log10(255.0**2 / max(float(np.square(error).mean()), 1e-9))
-    payload = len(row.codes or b"")
+    payload = row.payload_bytes
     return Card(
         key=row.key, width=row.width, height=row.height, grid=f"{row.grid_w} x {row.grid_h}",
         bpp=8 * payload / (row.width * row.height), psnr=psnr, source_bytes=len(source),

@@ -72,7 +72,7 @@ def calibrate(spec: ShardSpec, plan: Plan, replica: Replica) -> Calibration:
     rows, pixels = encode_rows(samples, plan, replica, Clock())  # type: ignore[arg-type]  # iterated only
     seconds = time.perf_counter() - begin
     counts = {s.value: sum(row.status is s for row in rows) for s in Status}
-    code_bytes = sum(len(row.codes or b"") for row in rows)
+    code_bytes = sum(row.payload_bytes for row in rows)
     counts = {status: count for status, count in counts.items() if count}
     result = ShardResult(spec.shard_id, spec.url, spec.size, spec.etag, "done", counts, pixels,
                          code_bytes, 0, "", "")  # fmt: skip
@@ -110,7 +110,7 @@ def text(specs: Sequence[ShardSpec], plan: Plan, resources: Resources, found: Ca
         ("input", f"{_size(total)}"),
         ("rows", f"about {scale * found.count:,.0f}"),
         ("mean image, as encoded", mean),
-        ("output", f"about {_size(scale * found.table_bytes)}, {bpp} of codes"),
+        ("output", f"about {_size(scale * found.table_bytes)}, {bpp} of payload"),
         ("time", f"about {_duration(scale * found.count / speed)} at {speed:,.1f} images/s"),
         ("model", f"{plan.model[:16]}, quality {plan.quality}, {found.bare_mpx_s:.2f} Mpx/s bare"),
     ]

@@ -33,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verdict, good = verify.verify_tables(store, plan, specs, not args.no_source, args.threads)
     replica = open_model(store, plan, args.device, verdict)
     chosen = verify.spread(good, args.sample)
-    if replica is not None and chosen and not args.no_source:
-        verdict.add(verify.compare_sample(store, plan, specs, chosen, replica, args.min_psnr))
-    else:
+    if replica is not None and chosen:
+        arguments = store, plan, specs, chosen, replica, args.min_psnr
+        verdict.add(verify.compare_sample(*arguments, sources=not args.no_source))
+    if not verdict.proved["compared"]:
         verdict.not_proved.append("no image was decoded and compared with its source")
     sys.stdout.write(verdict.text(len(specs)) + "\n")
     record = json.dumps(verdict.record(len(specs)), indent=1) + "\n"
@@ -56,9 +57,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("jobs.verify", description=__doc__.split("\n")[0])
     parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
-    group = parser.add_argument_group("comparison with the sources")
+    group = parser.add_argument_group("sample of images, compared with their sources")
     group.add_argument("--sample", type=int, default=32, metavar="N",
-                       help="images, spread evenly over the shards (%(default)s)")  # fmt: skip
+                       help="images, spread evenly over the shards, whose bitstreams are decoded "
+                       "(%(default)s)")  # fmt: skip
     group.add_argument("--min-psnr", type=float, default=15.0, metavar="DB",
                        help="an image below is a problem (%(default)s)")  # fmt: skip
     group.add_argument("--no-source", action="store_true", help="the sources are gone: skip this")

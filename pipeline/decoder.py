@@ -184,19 +184,17 @@ def stream_codes(rows: Sequence[Row], plan: Plan, replica: Replica) -> np.ndarra
 
 def _entropy_decode(rows: Sequence[Row], plan: Plan, replica: Replica) -> np.ndarray:
     payloads = [row.bitstream or b"" for row in rows]
-    return replica.entropy_decode(payloads, rows[0].grid_h, rows[0].grid_w, plan.quality)
+    return replica.entropy_decode(payloads, rows[0].grid_h, rows[0].grid_w, plan)
 
 
 def check_table(footer: dict[str, str], plan: Plan) -> None:
-    """Refuse a table that is of another plan, or whose bitstreams this version does not decode.
+    """Refuse a table that is of another plan: its codes or stages may mean something else.
 
     Raises:
         BadTable: so.
     """
     if footer["plan_digest"] != plan.digest:
         raise BadTable(f"made by plan {footer['plan_digest'][:12]}, not by this one")
-    if plan.stores_bitstream:
-        table.check_coder(footer)
 
 
 def decode_table(

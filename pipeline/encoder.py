@@ -71,19 +71,19 @@ class Replica:
         with self._device_lock, clock.stage("encode"):
             return _encode(self.codec, pixels, quality).cpu().numpy()
 
-    def entropy_encode(self, codes: np.ndarray, clock: Clock) -> list[bytes]:
+    def entropy_encode(self, codes: np.ndarray, plan: Plan, clock: Clock) -> list[bytes]:
         """Codes uint8 [B,h,w,m] -> one bitstream an image."""
         with self._device_lock, clock.stage("code"):
-            return self.codec.entropy_encode(torch.from_numpy(codes))
+            return self.codec.entropy_encode(torch.from_numpy(codes), plan.stages)
 
-    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, m: int) -> np.ndarray:
+    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, plan: Plan) -> np.ndarray:
         """Bitstreams of one shape -> codes uint8 [B,h,w,m]; wrong ones give wrong codes.
 
         Raises:
             pqmim.entropy.PayloadError: one is cut off, or no encoder wrote it.
         """
         with self._device_lock:
-            return self.codec.entropy_decode(payloads, h, w, m).numpy()
+            return self.codec.entropy_decode(payloads, h, w, plan.quality, plan.stages).numpy()
 
     def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
         """Codes [B,h,w,m] -> uint8 [B,3,height,width] on the CPU."""
@@ -102,7 +102,7 @@ class Replica:
         clock = Clock()
         codes = self.encode(pixels, plan.quality, Clock())
         if plan.stores_bitstream:
-            self.entropy_encode(codes[:1], Clock())
+            self.entropy_encode(codes[:1], plan, Clock())
         table.warm_up(plan)
         count = 0
         while clock.seconds["encode"] < seconds:
@@ -251,7 +251,7 @@ def encode_batch(
     codes = replica.encode(pixels, plan.quality, clock)
     streams: list[bytes] | None = None
     if plan.stores_bitstream:
-        streams = replica.entropy_encode(codes[: len(pictures)], clock)
+        streams = replica.entropy_encode(codes[: len(pictures)], plan, clock)
     decoded = None
     if plan.measure == "psnr":
         with clock.stage("measure"):

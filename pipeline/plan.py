@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keep
+from pqmim import schedule
 
 STORES = ("bitstream", "codes", "both")
 FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
@@ -91,6 +92,7 @@ class Plan:
     inputs: int  # shards in the listing
     inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
     store: str = "bitstream"  # payload columns: one of STORES
+    stages: tuple[int, ...] = schedule.DEFAULT_PLAN  # of the bitstreams (pqmim.schedule)
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
     resize: int | None = None  # shorter side, pixels

@@ -30,7 +30,6 @@ import pyarrow.parquet as pq
 
 from pipeline import keep
 from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
-from pqmim import schedule
 
 ROW_GROUP = 1024  # rows
 PREFIX = "pqmim."
@@ -94,28 +93,6 @@ def _versions() -> str:
     return json.dumps({name: version(name) for name in ("torch", "pyarrow")}, sort_keys=True)
 
 
-def coder() -> dict[str, object]:
-    """What, beside the model, decides the bytes of a bitstream; ``pqmim.coder`` in the footer."""
-    return {"stages": list(schedule.DEFAULT_PLAN), "constriction": version("constriction")}
-
-
-def check_coder(footer: dict[str, str]) -> None:
-    """Refuse a table whose bitstreams this version would decode to other codes.
-
-    Raises:
-        BadTable: made with another stage plan.
-    """
-    try:
-        stages = json.loads(footer["coder"])["stages"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadTable(f"the footer does not say how the bitstreams were coded: {error}") from error
-    if stages != coder()["stages"]:
-        raise BadTable(
-            f"the bitstreams have the stage plan {stages}, this version decodes "
-            f"{coder()['stages']}: use the version that wrote them"
-        )
-
-
 def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardResult) -> bytes:
     """The Parquet file of a shard; of ``result`` only what two runs share enters the footer."""
     columns = schema(plan)
@@ -144,7 +121,8 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
         "versions": _versions(),
     }  # fmt: skip
     if plan.stores_bitstream:
-        footer["coder"] = json.dumps(coder(), sort_keys=True)
+        coder = {"stages": plan.stages, "constriction": version("constriction")}
+        footer["coder"] = json.dumps(coder, sort_keys=True)
     table = pa.table(data, schema=columns.with_metadata({PREFIX + k: v for k, v in footer.items()}))
     text = {*STRINGS, *(n for n in columns.names if columns.field(n).type == pa.string())}
     sink = io.BytesIO()

@@ -101,7 +101,7 @@ def _transcode_batch(
     """Replace the payload of some rows of one grid."""
     with clock.stage("code"):
         codes = decoder.batch_codes([rows[i] for i in places], source, replica)
-    streams = replica.entropy_encode(codes, clock) if plan.stores_bitstream else None
+    streams = replica.entropy_encode(codes, plan, clock) if plan.stores_bitstream else None
     for n, i in enumerate(places):
         # A row that came from a bitstream has no raw bytes yet; its codes are uint8.
         raw = rows[i].codes if rows[i].codes is not None else codes[n].tobytes()

@@ -242,17 +242,22 @@ class Codec:
                 images[i] = self._show(codes, streams[i], streams[i].stages)
         return [image for image in images if image is not None]
 
-    def entropy_encode(self, codes: Tensor) -> list[bytes]:
-        """Codes uint8 [B,h,w,m] -> one bare payload an image: no container, the default plan.
+    def entropy_encode(
+        self, codes: Tensor, plan: Sequence[int] = schedule.DEFAULT_PLAN
+    ) -> list[bytes]:
+        """Codes uint8 [B,h,w,m] -> one bare payload an image, without container.
 
         Raises:
             NoPriorError: the weights hold no entropy model.
             ValueError: codes that are not of this model.
         """
         images = list(codes.cpu().numpy())
-        return code_stream.encode_images(self._needed_prior(), images, schedule.DEFAULT_PLAN)
+        return code_stream.encode_images(self._needed_prior(), images, plan)
 
-    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, m: int) -> Tensor:
+    def entropy_decode(
+        self, payloads: Sequence[bytes], h: int, w: int, m: int,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN,
+    ) -> Tensor:  # fmt: skip
         """Undo :meth:`entropy_encode`: payloads of one shape -> codes uint8 [B,h,w,m] on the CPU.
 
         m may be smaller than what was encoded, if it is a multiple of the prior's group.  Most
@@ -264,9 +269,7 @@ class Codec:
             ValueError: a shape that is not of this model.
         """
         shapes = [(h, w, m)] * len(payloads)
-        decoded = code_stream.decode_images(
-            self._needed_prior(), payloads, shapes, schedule.DEFAULT_PLAN
-        )
+        decoded = code_stream.decode_images(self._needed_prior(), payloads, shapes, plan)
         return torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, h, w, m), np.uint8))
 
     @property

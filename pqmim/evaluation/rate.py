@@ -54,7 +54,7 @@ def rates(codec: Codec, folder: Path, qualities: Sequence[int], plan: Sequence[i
         begin, size = time.perf_counter(), 0
         kept = [codes[..., :quality] for _, codes in found]
         for (image, _), codes in zip(found, kept, strict=True):
-            size += len(codec.compress_codes(codes, *image.shape[1:], plan)[0])
+            size += len(codec.compress_codes(codes, image.shape[1], image.shape[2], plan)[0])
         seconds = (time.perf_counter() - begin) / (pixels / 1e6)
         arrays = [codes[0].cpu().numpy() for codes in kept]
         static = static_bits(arrays, codec.config.codewords)

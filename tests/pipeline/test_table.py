@@ -47,19 +47,7 @@ def test_the_footer_names_plan_source_and_counts():
 def test_only_tables_with_bitstreams_name_the_coder():
     assert "coder" not in table.read_footer(data(plan=replace(PLAN, store="codes")))
     footer = table.read_footer(data(plan=replace(PLAN, store="both")))
-    table.check_coder(footer)
     assert set(json.loads(footer["coder"])) == {"stages", "constriction"}
-
-
-@pytest.mark.parametrize(
-    ("coder", "message"),
-    [('{"stages": [8, 4, 2, 2]}', "use the version that wrote them"), ("{}", "does not say"),
-     ("x", "does not say"), ("3", "does not say"), (None, "does not say")],
-)  # fmt: skip
-def test_bitstreams_of_another_coder_are_refused(coder, message):
-    footer = {} if coder is None else {"coder": coder}
-    with pytest.raises(table.BadTable, match=message):
-        table.check_coder(footer)
 
 
 def test_the_same_rows_give_the_same_bytes_whatever_the_timing():
