@@ -36,6 +36,7 @@ fuzz: $(STAMP)  ## mutate compressed files for five minutes
 
 bench: $(STAMP)  ## speed of the job against the bare model, and where the time goes
 	@$(PY) -m benchmarks.encode
+	@$(PY) -m benchmarks.prior
 
 clean:  ## remove the environment and everything that was produced
 	rm -rf $(VENV) demo .run build *.egg-info

@@ -32,6 +32,16 @@ from pqmim.codec import Codec
 
 SHARDS = sorted((Path(__file__).parent.parent / "examples" / "shards").glob("*.tar"))
 SIDE = 256  # pixels; every picture is resized and cropped to it, as for training a generator
+PLAN = Plan(
+    model="",
+    quality=1,
+    stride=16,
+    codewords=256,
+    inputs=0,
+    inputs_digest="",
+    resize=SIDE,
+    crop=SIDE,
+)
 
 
 def main() -> int:
@@ -78,21 +88,9 @@ def copy_shards(folder: Path, images_wanted: int) -> int:
 
 def bare(codec: Codec, quality: int, seconds: float) -> float:
     """Images a second of the model alone on preloaded pictures."""
-    plan = Plan(model="", quality=quality, stride=16, codewords=256, inputs=0, inputs_digest="",
-                resize=SIDE, crop=SIDE)  # fmt: skip
-    pictures = []
-    for shard in SHARDS:
-        with open(shard, "rb") as stream:
-            for sample in ShardReader(stream, shard.stat().st_size):
-                data = sample.members.get("jpg") or sample.members["png"]
-                try:
-                    pictures.append(torch.from_numpy(images.decode(data, plan).pixels))
-                except images.BadImage:
-                    continue
-    size = batch_size(plan, SIDE, SIDE)
-    batches = [
-        torch.stack(pictures[i : i + size]) for i in range(0, len(pictures) - size + 1, size)
-    ]
+    found = pictures()
+    size = batch_size(PLAN, SIDE, SIDE)
+    batches = [torch.stack(found[i : i + size]) for i in range(0, len(found) - size + 1, size)]
     codec.encode(batches[0], quality).cpu()
     done, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
@@ -101,26 +99,40 @@ def bare(codec: Codec, quality: int, seconds: float) -> float:
     return done * size / (time.perf_counter() - begin)
 
 
-def job(args: argparse.Namespace, folder: Path) -> tuple[dict, Store]:
+def pictures() -> list[torch.Tensor]:
+    """The example photographs as the job decodes them, uint8 [3, SIDE, SIDE]."""
+    found = []
+    for shard in SHARDS:
+        with open(shard, "rb") as stream:
+            for sample in ShardReader(stream, shard.stat().st_size):
+                data = sample.members.get("jpg") or sample.members["png"]
+                try:
+                    found.append(torch.from_numpy(images.decode(data, PLAN).pixels))
+                except images.BadImage:
+                    continue
+    return found
+
+
+def job(args: argparse.Namespace, folder: Path, store: str = "codes") -> tuple[dict, Store]:
     """Run jobs.encode; its summary and its archive."""
     output = str(folder / "archive")
     code = encode.main([
         "--input", str(folder / "in"), "--output", output, "--device", args.device,
         "--replicas", str(args.replicas), "--threads", str(args.threads),
         "--cpus-per-replica", str(args.threads), "--resize", str(SIDE), "--crop", str(SIDE),
-        "--quality", str(args.quality), "--max-bad-images", "1",
+        "--quality", str(args.quality), "--max-bad-images", "1", "--store", store,
     ])  # fmt: skip
     if code:
         raise SystemExit(code)
-    store = Store(output)
-    name = max(n for n in store.names("runs/") if n.endswith("summary.json"))
-    return json.loads(store.get(name)), store
+    archive = Store(output)
+    name = max(n for n in archive.names("runs/") if n.endswith("summary.json"))
+    return json.loads(archive.get(name)), archive
 
 
-def parse() -> argparse.Namespace:
+def parse(default_images: int = 2000) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("benchmarks.encode", description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=2000, help="%(default)s")
+    parser.add_argument("--images", type=int, default=default_images, help="%(default)s")
     parser.add_argument("--quality", type=int, default=8, help="sub-codes (%(default)s)")
     parser.add_argument("--replicas", type=int, default=1, help="%(default)s")
     parser.add_argument("--threads", type=int, default=2, help="torch threads each (%(default)s)")

@@ -37,7 +37,7 @@ def main() -> int:
     steps = [
         ("encode", encode.main, ["--input", str(SHARDS), "--output", archive, "--replicas", "2",
                                  "--device", device, "--gpus-per-replica", share,
-                                 "--measure", "psnr", "--keep", "txt"]),
+                                 "--measure", "psnr", "--keep", "txt", "--store", "both"]),
         ("finish", finish.main, ["--archive", archive]),
         ("verify", verify.main, ["--archive", archive, "--device", device]),
         ("decode", decode.main, ["--archive", archive, "--output", str(OUT / "decoded"),

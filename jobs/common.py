@@ -7,12 +7,12 @@ failed, damaged or missing shards, or stopped; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import datetime
 import logging
 import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +59,8 @@ def _interrupt(*_: object) -> None:
 
 def run_id() -> str:
     """A sortable, unique name for one submission."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(3)
+    now = datetime.datetime.now(datetime.UTC)
+    return now.strftime("%Y%m%dT%H%M%S.%fZ-") + secrets.token_hex(3)
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

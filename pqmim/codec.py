@@ -242,6 +242,10 @@ class Codec:
                 images[i] = self._show(codes, streams[i], streams[i].stages)
         return [image for image in images if image is not None]
 
+    def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
+        """A whole ``.pqm`` file -> its codes uint8 [h,w,m]; errors as :meth:`decompress`."""
+        return self._decode_alike([self._parse(data, max_pixels)])[0]
+
     def entropy_encode(
         self, codes: Tensor, plan: Sequence[int] = schedule.DEFAULT_PLAN
     ) -> list[bytes]:

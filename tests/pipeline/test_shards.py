@@ -90,6 +90,11 @@ names = st.one_of(
 ).filter(lambda name: not name.endswith("/"))
 
 
+def _visible(members: dict[str, bytes]) -> dict[str, bytes]:
+    """Without extensions that look like webdataset's own fields, which its samples hide."""
+    return {e: data for e, data in members.items() if not e.startswith("__")}
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     entries=st.lists(st.tuples(names, st.binary(max_size=1100)), max_size=8),
@@ -108,7 +113,7 @@ def test_the_same_samples_as_webdataset(entries, kind, most, tmp_path_factory):
     except ValueError as error:
         assert "duplicate file name" in str(error)
         return
-    grouped = [(s.key, s.members) for s in ours if s.offset not in lone]
+    grouped = [(s.key, _visible(s.members)) for s in ours if s.offset not in lone]
     alone = [(s.key, s.members) for s in ours if s.offset in lone]
     assert [s for s in theirs if s not in alone] == [s for s in grouped if s not in alone]
 
