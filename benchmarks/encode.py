@@ -24,8 +24,8 @@ import torch
 
 from jobs import common, encode
 from pipeline import commit, images
-from pipeline.encoder import batch_size
 from pipeline.plan import Plan
+from pipeline.replica import batch_size
 from pipeline.shards import ShardReader
 from pipeline.storage import Store
 from pqmim.codec import Codec

@@ -31,9 +31,9 @@ from PIL import Image
 
 from jobs import common
 from pipeline import commit, decoder, keep, table
-from pipeline.encoder import Replica
 from pipeline.plan import Plan, PlanMismatch, Status
 from pipeline.readahead import ByteBudget, read_ahead
+from pipeline.replica import Replica
 from pipeline.storage import NotFound, Store
 from pipeline.table import BadTable, Row
 

@@ -20,8 +20,9 @@ import torch
 
 from jobs import common
 from pipeline import decoder, storage, table
-from pipeline.encoder import Clock, Replica, encode_rows
+from pipeline.encoder import encode_rows
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec, Status
+from pipeline.replica import Clock, Replica
 from pipeline.shards import Sample, ShardReader
 from pqmim import checkpoint
 from pqmim.codec import Codec

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from jobs import common
 from pipeline import commit, decoder, table, verify
-from pipeline.encoder import Replica
 from pipeline.plan import Plan
+from pipeline.replica import Replica
 from pipeline.storage import NotFound, Store
 from pqmim.checkpoint import CheckpointError
 

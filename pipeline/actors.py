@@ -19,8 +19,9 @@ import torch
 from ray.exceptions import RayActorError
 
 from pipeline import commit, storage
-from pipeline.encoder import Replica, encode_shard
+from pipeline.encoder import encode_shard
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardFailure, ShardResult, ShardSpec
+from pipeline.replica import Replica
 from pqmim.codec import Codec
 
 # What a replica does with a shard: encoder.encode_shard, or the like of it.

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from pipeline import commit, images, table
-from pipeline.encoder import PENDING_BATCHES, Replica, batch_size
 from pipeline.plan import Plan, Status
+from pipeline.replica import PENDING_BATCHES, Replica, batch_size
 from pipeline.storage import Store
 from pipeline.table import BadTable, Row
 from pqmim.checkpoint import CheckpointError

@@ -15,13 +15,9 @@ quality 8, where the model takes 100 to 150 ms of a core and lets the decode thr
 from __future__ import annotations
 
 import hashlib
-import resource
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,95 +27,10 @@ from torch import Tensor
 from pipeline import commit, images, keep, storage, table
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status
 from pipeline.readahead import ByteBudget, read_ahead
+from pipeline.replica import PENDING_BATCHES, Clock, Replica, batch_size, resident_bytes
 from pipeline.shards import Sample, ShardReader
 from pipeline.table import Row
-from pqmim.codec import Codec, reflect_pad
-
-STAGES = ("read", "decode", "encode", "measure", "code", "write")
-MAX_BATCH = 64  # images
-PENDING_BATCHES = 8  # batches' worth of pixels that may wait in unfilled buckets
-
-
-class Clock:
-    """Seconds by stage, added up over threads."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the block."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[name] += time.perf_counter() - begin
-
-
-class Replica:
-    """A codec on its device and the decode threads that feed it; lives as long as its process."""
-
-    def __init__(self, codec: Codec, decode_threads: int = 2, queue_bytes: int = 256 << 20) -> None:
-        self.codec, self.queue_bytes = codec, queue_bytes
-        self.pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._device_lock = threading.Lock()
-
-    def encode(self, pixels: Tensor, quality: int, clock: Clock) -> np.ndarray:
-        """uint8 [B,3,H,W] -> codes [B,h,w,quality]; one batch at a time on the device."""
-        with self._device_lock, clock.stage("encode"):
-            return _encode(self.codec, pixels, quality).cpu().numpy()
-
-    def entropy_encode(self, codes: np.ndarray, plan: Plan, clock: Clock) -> list[bytes]:
-        """Codes uint8 [B,h,w,m] -> one bitstream an image."""
-        with self._device_lock, clock.stage("code"):
-            return self.codec.entropy_encode(torch.from_numpy(codes), plan.stages)
-
-    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, plan: Plan) -> np.ndarray:
-        """Bitstreams of one shape -> codes uint8 [B,h,w,m]; wrong ones give wrong codes.
-
-        Raises:
-            pqmim.entropy.PayloadError: one is cut off, or no encoder wrote it.
-        """
-        with self._device_lock:
-            return self.codec.entropy_decode(payloads, h, w, plan.quality, plan.stages).numpy()
-
-    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
-        """Codes [B,h,w,m] -> uint8 [B,3,height,width] on the CPU."""
-        with self._device_lock:
-            return self.codec.decode(codes, height, width).cpu()
-
-    def calibrate(self, plan: Plan, seconds: float = 1.0) -> float:
-        """Megapixels a second of the bare model on batches of the plan's size.
-
-        Warms up what costs a second at its first use: kernels, the entropy model's own test, and
-        the table writer.
-        """
-        side = plan.crop or plan.resize or 512
-        batch = batch_size(plan, side, side)
-        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-        clock = Clock()
-        codes = self.encode(pixels, plan.quality, Clock())
-        if plan.stores_bitstream:
-            self.entropy_encode(codes[:1], plan, Clock())
-        table.warm_up(plan)
-        count = 0
-        while clock.seconds["encode"] < seconds:
-            self.encode(pixels, plan.quality, clock)
-            count += 1
-        return count * batch * side * side / clock.seconds["encode"] / 1e6
-
-
-def _encode(codec: Codec, pixels: Tensor, quality: int) -> Tensor:
-    """Encode; out of memory halves the batch once, and then it is an error."""
-    try:
-        return codec.encode(pixels, quality)
-    except torch.OutOfMemoryError:
-        if len(pixels) == 1:
-            raise
-        torch.cuda.empty_cache()
-        return torch.cat([codec.encode(half, quality) for half in pixels.chunk(2)])
+from pqmim.codec import reflect_pad
 
 
 @dataclass(frozen=True)
@@ -130,11 +41,6 @@ class Ready:
     pixels: Tensor | None  # uint8 [3, H, W], padded to multiples of the stride
     height: int = 0  # as encoded, without padding
     width: int = 0
-
-
-def batch_size(plan: Plan, height: int, width: int) -> int:
-    """Images of one shape in a full batch."""
-    return max(1, min(MAX_BATCH, plan.batch_pixels // (height * width)))
 
 
 class Batcher:
@@ -282,15 +188,6 @@ def _timed(reader: ShardReader, clock: Clock) -> Iterator[Sample]:
         if sample is None:
             return
         yield sample
-
-
-def resident_bytes() -> int:
-    """Memory of this process now (Linux), or its peak where there is no /proc."""
-    try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def encode_shard(

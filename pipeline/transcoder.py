@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline import commit, decoder, table
-from pipeline.encoder import Clock, Replica, batch_size, commit_rows
+from pipeline.encoder import commit_rows
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.replica import Clock, Replica, batch_size
 from pipeline.storage import Store
 from pipeline.table import BadTable, Row
 

@@ -24,8 +24,9 @@ import numpy as np
 
 from pipeline import commit, images, storage, table
 from pipeline.decoder import check_grid, check_table, decode_table, row_codes, stream_codes
-from pipeline.encoder import Replica, printable
+from pipeline.encoder import printable
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
+from pipeline.replica import Replica
 from pipeline.shards import ShardReader
 from pipeline.storage import NotFound, StorageError, Store, TransientStorage
 from pipeline.table import BadTable, Row

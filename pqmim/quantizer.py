@@ -130,11 +130,11 @@ class ProductQuantizer(nn.Module):
             self.codebook[m] = self.total[m] / self.count[m].clamp_min(1e-6).unsqueeze(-1)
         return restarted
 
-    def usage(self) -> float:
-        """Effective number of codewords in use (perplexity, 1..K), mean over the codebooks."""
+    def usage(self) -> list[float]:
+        """Effective number of codewords in use (perplexity, 1..K) of each sub-codebook."""
         share = self.count / self.count.sum(1, keepdim=True).clamp_min(1e-9)
         entropy = -(share * share.clamp_min(1e-12).log()).sum(1)
-        return float(entropy.exp().mean())
+        return [round(float(perplexity), 1) for perplexity in entropy.exp()]
 
 
 def kmeans(vectors: Tensor, codewords: int, rounds: int = 12) -> Tensor:

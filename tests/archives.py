@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import commit, storage, table
-from pipeline.encoder import Replica, encode_shard
+from pipeline.encoder import encode_shard
 from pipeline.plan import Plan, ShardSpec, listing_digest, shard_id
+from pipeline.replica import Replica
 from pipeline.storage import Store
 from pqmim.codec import Codec
 from tests.corpus import jpeg, make_tar, png

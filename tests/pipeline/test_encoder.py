@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pipeline import commit, table
-from pipeline.encoder import Batcher, Ready, Replica, encode_shard
+from pipeline.encoder import Batcher, Ready, encode_shard
 from pipeline.plan import STORES, Plan, PlanMismatch, ShardResult, ShardSpec, Status
+from pipeline.replica import Replica
 from pipeline.storage import Store
 from pipeline.table import Row
 from tests.corpus import bomb_png, jpeg, make_tar, png
@@ -211,7 +212,7 @@ def test_waiting_pixels_are_bounded_however_many_shapes_there_are():
 
 
 def test_out_of_memory_halves_the_batch_once(monkeypatch):
-    from pipeline import encoder
+    from pipeline import replica
 
     sizes = []
 
@@ -223,6 +224,6 @@ def test_out_of_memory_halves_the_batch_once(monkeypatch):
             return CODEC.encode(pixels, quality)
 
     pixels = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    assert len(encoder._encode(Small(), pixels, 3)) == 8 and sizes == [8, 4, 4]
+    assert len(replica._encode(Small(), pixels, 3)) == 8 and sizes == [8, 4, 4]
     with pytest.raises(torch.OutOfMemoryError):
-        encoder._encode(Small(), pixels.repeat(2, 1, 1, 1), 3)
+        replica._encode(Small(), pixels.repeat(2, 1, 1, 1), 3)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import commit, table
-from pipeline.encoder import Clock
 from pipeline.plan import STORES, PlanMismatch
+from pipeline.replica import Clock
 from pipeline.storage import Store
 from pipeline.table import BadTable, Row
 from pipeline.transcoder import Transcoder, transcode_rows
