@@ -221,15 +221,13 @@ def train(recipe: Recipe, shards: list[Path], out: Path, device: torch.device) -
             report = trainer.train_step(next(stream))
             trainer.seconds += time.perf_counter() - begin
             if trainer.step % LOG_EVERY == 0:
-                report |= {
-                    "minutes": trainer.seconds / 60,
-                    "usage": trainer.model.quantizer.usage(),
-                }
-                report |= {"images_per_s": recipe.batch / (time.perf_counter() - begin)}
+                report["minutes"] = trainer.seconds / 60
+                report["images_per_s"] = recipe.batch / (time.perf_counter() - begin)
                 if trainer.step % SAVE_EVERY == 0:
                     report |= validate(trainer.average, held_out)
                     trainer.save(checkpoint)
-                line = {"step": trainer.step} | {k: round(v, 5) for k, v in report.items()}
+                line: dict[str, object] = {k: round(v, 5) for k, v in report.items()}
+                line |= {"step": trainer.step, "usage": trainer.model.quantizer.usage()}
                 print(json.dumps(line), file=log, flush=True)
         trainer.save(checkpoint)
         last = {"step": trainer.step} | validate(trainer.average, held_out)
