@@ -22,6 +22,7 @@ from pipeline import commit, images, table
 from pipeline.plan import Plan, Status
 from pipeline.shards import ShardReader
 from pipeline.storage import Store
+from pqmim.metrics import psnr
 
 HERE = Path(__file__).parent
 SHARDS = HERE / "shards"
@@ -76,15 +77,15 @@ def build(store: Store, out: Path) -> Path:
 def card(row: table.Row, members: dict[str, bytes], plan: Plan, decoded: Path) -> Card:
     """One picture beside its reconstruction; PSNR of the decoded file against the source."""
     source = next(members[e] for e in plan.image_keys if e in members)
-    original = images.decode(source, plan).pixels.transpose(1, 2, 0).astype(np.float64)
+    original = images.decode(source, plan).pixels.transpose(1, 2, 0)
     reconstruction = decoded.read_bytes()
-    error = original - np.asarray(Image.open(io.BytesIO(reconstruction)).convert("RGB"))
-    psnr = 10 * np.log10(255.0**2 / max(float(np.square(error).mean()), 1e-9))
+    shown = np.asarray(Image.open(io.BytesIO(reconstruction)).convert("RGB"))
     payload = row.payload_bytes
     return Card(
         key=row.key, width=row.width, height=row.height, grid=f"{row.grid_w} x {row.grid_h}",
-        bpp=8 * payload / (row.width * row.height), psnr=psnr, source_bytes=len(source),
-        code_bytes=payload, original=source, reconstruction=reconstruction,
+        bpp=8 * payload / (row.width * row.height), psnr=psnr(original, shown),
+        source_bytes=len(source), code_bytes=payload, original=source,
+        reconstruction=reconstruction,
     )  # fmt: skip
 
 

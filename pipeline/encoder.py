@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from pipeline.replica import PENDING_BATCHES, Clock, Replica, batch_size, reside
 from pipeline.shards import Sample, ShardReader
 from pipeline.table import Row
 from pqmim.codec import reflect_pad
+from pqmim.metrics import psnr
 
 
 @dataclass(frozen=True)
@@ -165,18 +165,17 @@ def encode_batch(
     with clock.stage("code"):
         for place, (index, ready) in enumerate(batch):
             raw = codes[place].astype(codes.dtype.newbyteorder("<"), copy=False).tobytes()
-            psnr = None if decoded is None else _psnr(decoded[place], pixels[place], ready)
+            quality = None if decoded is None else _psnr(decoded[place], pixels[place], ready)
             rows[index] = replace(
                 rows[index], codes=raw if plan.stores_codes else None, crc32=zlib.crc32(raw),
-                bitstream=None if streams is None else streams[place], psnr=psnr,
+                bitstream=None if streams is None else streams[place], psnr=quality,
             )  # fmt: skip
 
 
 def _psnr(decoded: Tensor, source: Tensor, ready: Ready) -> float:
-    """PSNR in dB over the picture without its padding; 99 for no difference."""
-    a, b = (x[:, : ready.height, : ready.width].to(torch.float64) for x in (decoded, source))
-    error = float((a - b).square().mean())
-    return 99.0 if error == 0 else float(10 * np.log10(255.0**2 / error))
+    """PSNR in dB over the picture without its padding."""
+    part = (slice(None), slice(ready.height), slice(ready.width))
+    return psnr(decoded[part].numpy(), source[part].numpy())
 
 
 def _timed(reader: ShardReader, clock: Clock) -> Iterator[Sample]:

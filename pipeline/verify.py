@@ -30,6 +30,7 @@ from pipeline.replica import Replica
 from pipeline.shards import ShardReader
 from pipeline.storage import NotFound, StorageError, Store, TransientStorage
 from pipeline.table import BadTable, Row
+from pqmim.metrics import psnr
 
 MAX_SHARD_PROBLEMS = 20  # kept of one shard
 SHOWN = 50  # problems in the text; verify.json has all that are kept
@@ -391,9 +392,3 @@ def _sources(spec: ShardSpec, plan: Plan, keys: set[str]) -> dict[str, bytes]:
             if not left:
                 break
     return found
-
-
-def psnr(decoded: np.ndarray, source: np.ndarray) -> float:
-    """dB over uint8 pictures of one shape; 99 for no difference."""
-    error = float(np.square(decoded.astype(np.float64) - source).mean())
-    return 99.0 if error == 0 else float(10 * np.log10(255.0**2 / error))

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pqmim.codec import Codec
+from pqmim.metrics import psnr
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 JPEG_QUALITIES = (*range(1, 20), *range(20, 96, 5))
@@ -49,12 +50,6 @@ def load_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
         yield path.name, torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR in dB of two uint8 images of one shape; 99 where they are equal."""
-    error = float((a.to(torch.float64) - b.to(torch.float64)).square().mean())
-    return 99.0 if error == 0 else 10 * math.log10(255.0**2 / error)
-
-
 def codec_points(codec: Codec, image: Tensor) -> list[Point]:
     """Every quality of the model on one image; nested sub-codes are encoded once."""
     height, width = image.shape[1:]
@@ -64,7 +59,13 @@ def codec_points(codec: Codec, image: Tensor) -> list[Point]:
     for quality in range(1, codec.config.subcodes + 1):
         kept = codes[..., :quality]
         decoded = codec.decode(kept, height, width)[0].cpu()
-        points.append(Point(quality, kept.numel() * bits / (height * width), psnr(image, decoded)))
+        points.append(
+            Point(
+                quality,
+                kept.numel() * bits / (height * width),
+                psnr(image.numpy(), decoded.numpy()),
+            )
+        )
     return points
 
 
@@ -78,7 +79,7 @@ def jpeg_points(image: Tensor) -> list[Point]:
         picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
         decoded = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
         bpp = 8 * len(file.getvalue()) / (height * width)
-        points.append(Point(quality, bpp, psnr(image, decoded)))
+        points.append(Point(quality, bpp, psnr(image.numpy(), decoded.numpy())))
     return points
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -341,10 +340,3 @@ def test_the_sample_is_spread_evenly_and_always_the_same() -> None:
         places = [(s, p) for s, ps in chosen.items() for p in ps]
         assert len(set(places)) == count
         assert all(0 <= p < good[s] for s, p in places)
-
-
-def test_psnr_is_that_of_the_definition() -> None:
-    flat = np.full((3, 4, 4), 100, np.uint8)
-    assert verify.psnr(flat, flat) == 99.0
-    assert verify.psnr(flat, flat + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
-    assert verify.psnr(np.zeros((3, 2, 2), np.uint8), np.full((3, 2, 2), 255, np.uint8)) == 0.0
