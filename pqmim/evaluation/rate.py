@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pqmim import metrics
 from pqmim.codec import Codec
 from pqmim.evaluation import rd
 
@@ -26,6 +28,8 @@ class Rate:
     raw: float
     static: float
     file: float
+    psnr: float  # dB
+    jpeg: float | None  # dB, at the files' rate; None: JPEG has no file so small
     seconds: float  # of entropy coding, per megapixel
 
     @property
@@ -48,6 +52,7 @@ def static_bits(images: Sequence[NDArray[np.uint8]], codewords: int) -> float:
 def rates(codec: Codec, folder: Path, qualities: Sequence[int], plan: Sequence[int]) -> list[Rate]:
     """Compress every image of the folder at every quality."""
     found = [(image, codec.encode(image[None])) for _, image in rd.load_folder(folder)]
+    jpeg = rd.mean([rd.jpeg_points(image) for image, _ in found])
     pixels = sum(image.shape[1] * image.shape[2] for image, _ in found)
     results = []
     for quality in qualities:
@@ -59,17 +64,33 @@ def rates(codec: Codec, folder: Path, qualities: Sequence[int], plan: Sequence[i
         arrays = [codes[0].cpu().numpy() for codes in kept]
         static = static_bits(arrays, codec.config.codewords)
         raw = 8.0 * sum(a.nbytes for a in arrays)
-        results.append(Rate(quality, raw / pixels, static / pixels, 8 * size / pixels, seconds))
+        file = 8 * size / pixels
+        psnr = float(np.mean([_psnr(codec, image, codes) for image, codes in _pairs(found, kept)]))
+        results.append(
+            Rate(quality, raw / pixels, static / pixels, file, psnr, rd.at_bpp(jpeg, file), seconds)
+        )
     return results
+
+
+def _pairs(
+    found: Sequence[tuple[Tensor, Tensor]], kept: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    return [(image, codes) for (image, _), codes in zip(found, kept, strict=True)]
+
+
+def _psnr(codec: Codec, image: Tensor, codes: Tensor) -> float:
+    """dB of one image [3,H,W] decoded from codes [1,h,w,m]."""
+    decoded = codec.decode(codes, image.shape[1], image.shape[2])[0]
+    return metrics.psnr(image.numpy(), decoded.cpu().numpy())
 
 
 def table(results: Sequence[Rate]) -> str:
     """The comparison as text."""
-    lines = ["quality  raw bpp  static   .pqm     saving  s/Mpx"]
+    lines = ["quality  raw bpp  static   .pqm     saving   PSNR   JPEG there  s/Mpx"]
     for r in results:
         lines.append(
             f"{r.quality:7d}  {r.raw:.4f}   {r.static:.4f}   {r.file:.4f}   {r.saving:6.1%}"
-            f"  {r.seconds:.2f}"
+            f"  {r.psnr:.2f}  {f'{r.jpeg:.2f}' if r.jpeg else 'none':>10s}  {r.seconds:.2f}"
         )
     return "\n".join(lines) + "\n"
 
