@@ -92,7 +92,7 @@ class Plan:
     inputs: int  # shards in the listing
     inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
     store: str = "bitstream"  # payload columns: one of STORES
-    stages: tuple[int, ...] = schedule.DEFAULT_PLAN  # of the bitstreams (pqmim.schedule)
+    stages: tuple[int, ...] = schedule.FAST_PLAN  # of the bitstreams: 3 % larger, 1.4 x faster
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
     resize: int | None = None  # shorter side, pixels

@@ -160,7 +160,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the model's curve beside JPEG's, or the rates of its files beside raw codes and JPEG."""
+    """Print the model's curve beside JPEG's, or file rates beside raw codes and JPEG."""
     from pqmim.evaluation import rate, rd
 
     if args.rates:

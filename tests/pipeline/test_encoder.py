@@ -133,7 +133,9 @@ def test_the_store_decides_the_payload_columns_and_nothing_else(tmp_path):
         assert (both.codes, both.bitstream) == (codes.codes, stream.bitstream)
         if codes.status is Status.OK:
             assert zlib.crc32(codes.codes) == stream.crc32
-            decoded = codec.entropy_decode([stream.bitstream], codes.grid_h, codes.grid_w, 3)
+            decoded = codec.entropy_decode(
+                [stream.bitstream], codes.grid_h, codes.grid_w, 3, plan.stages
+            )
             assert decoded.numpy().tobytes() == codes.codes
     sizes = {kind: results[kind].code_bytes for kind in STORES}
     assert sizes["codes"] == sum(len(r.codes or b"") for r in found["codes"])
