@@ -7,6 +7,7 @@ in the row's ``error``, because one odd label must not cost an image.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Kept:
             return None, f"{self.name}: not {self.type}: {error}"
 
 
+@functools.cache
 def parse(spec: str) -> Kept:
     """Read one ``--keep`` argument.
 
