@@ -5,7 +5,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ok
 
-.PHONY: help setup demo test test-s3 lint fuzz bench clean
+.PHONY: help setup demo test test-s3 chaos lint fuzz bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(STAMP)  ## run the tests
 
 test-s3: $(STAMP)  ## run the tests against a real S3 server (needs Ceph's RADOS Gateway)
 	@$(PY) -m pytest -m s3
+
+chaos: $(STAMP)  ## the long forms of the fault tests (about half an hour)
+	@$(PY) -m pytest -m chaos
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
