@@ -5,10 +5,10 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ok
 
-.PHONY: help setup demo test test-s3 chaos lint fuzz bench clean
+.PHONY: help setup demo test test-s3 chaos lint fuzz bench bench-rd bench-dataset clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints-cpu.txt
 	@echo "Creating $(VENV) with every dependency (1.7 GB, about two minutes)"
@@ -40,6 +40,12 @@ fuzz: $(STAMP)  ## mutate compressed files for five minutes
 bench: $(STAMP)  ## speed of the job against the bare model, and where the time goes
 	@$(PY) -m benchmarks.encode
 	@$(PY) -m benchmarks.prior
+
+bench-rd: $(STAMP)  ## rate-distortion beside JPEG, WebP, AVIF, JXL and published curves: KODAK=folder
+	@$(PY) -m benchmarks.rd $(KODAK)
+
+bench-dataset: $(STAMP)  ## reading codes for training, beside the usual layouts
+	@$(PY) -m benchmarks.dataset
 
 clean:  ## remove the environment and everything that was produced
 	rm -rf $(VENV) demo .run build *.egg-info

@@ -21,6 +21,7 @@ from pipeline.plan import STORES, Plan, PlanMismatch, Resources, ShardSpec, list
 from pipeline.table import BadTable
 from pqmim.checkpoint import CheckpointError
 from pqmim.codec import Codec
+from pqmim.search import DEFAULT_PRICE
 
 OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -41,7 +42,8 @@ def setup_logging() -> None:
 def run(main: Callable[[], int]) -> int:
     """Call a job; errors that a person can act on become one line and an exit code."""
     setup_logging()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return main()
     except (UsageError, PlanMismatch, storage.StorageError, BadTable, CheckpointError) as error:
@@ -53,7 +55,10 @@ def run(main: Callable[[], int]) -> int:
 
 
 def _interrupt(*_: object) -> None:
-    """Ctrl-C and SIGTERM are the same.  Raised here: Ray's job manager leaves SIGINT blocked."""
+    """Ctrl-C and SIGTERM are the same.  Raised here: Ray's job manager leaves SIGINT blocked.  What
+    is open is closed on the way out; a second signal does not wait for that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 
 
@@ -65,68 +70,58 @@ def run_id() -> str:
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that decide the output: they are frozen in the archive's plan."""
-    group = parser.add_argument_group("input")
+    _add_input_flags(parser.add_argument_group("input"))
+    _add_codes_flags(parser.add_argument_group("codes"))
+
+
+def _add_input_flags(group: argparse._ArgumentGroup) -> None:
+    """Which shards, and which of their members and images."""
     group.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="SHARDS",
+        "--input", nargs="+", required=True, metavar="SHARDS",
         help="WebDataset tars: paths or URLs with {000..123} or *, folders, prefixes, @list.txt",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--image-key",
-        nargs="+",
-        default=list(Plan.image_keys),
-        metavar="EXT",
+        "--image-key", nargs="+", default=list(Plan.image_keys), metavar="EXT",
         help="extensions of the image member, best first (%(default)s)",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--keep",
-        nargs="*",
-        default=[],
-        metavar="COLUMN",
+        "--keep", nargs="*", default=[], metavar="COLUMN",
         help="members to pass through: txt json.label:int32",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--min-side",
-        type=int,
-        default=Plan.min_side,
-        metavar="PIXELS",
+        "--min-side", type=int, default=Plan.min_side, metavar="PIXELS",
         help="smaller images become rows 'too_small' (%(default)s)",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--max-pixels",
-        type=int,
-        default=Plan.max_pixels,
-        metavar="N",
+        "--max-pixels", type=int, default=Plan.max_pixels, metavar="N",
         help="larger images become rows 'too_large' (%(default)s)",
-    )
-    group = parser.add_argument_group("codes")
+    )  # fmt: skip
+
+
+def _add_codes_flags(group: argparse._ArgumentGroup) -> None:
+    """What is done with an image, and what is kept of it."""
     group.add_argument("--model", default="default", help="weights: path or name (%(default)s)")
     group.add_argument(
-        "--quality",
-        type=int,
-        default=8,
-        metavar="M",
-        help="sub-codes kept, 1..16: M/32 bpp with the shipped model (%(default)s)",
-    )
+        "--quality", type=int, default=16, metavar="M",
+        help="sub-codes kept, 1..32 with the shipped model; raw codes take M/32 bpp (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--price", type=float, metavar="LAMBDA",
+        help="squared error that a bit is worth: higher gives smaller files; 0: nearest codewords "
+        f"({DEFAULT_PRICE} for bitstreams, 0 for --store codes)",
+    )  # fmt: skip
     group.add_argument("--resize", type=int, metavar="PIXELS", help="shorter side (native size)")
     group.add_argument("--crop", type=int, metavar="PIXELS", help="centre square after --resize")
     add_store_flag(group, default=Plan.store)
     group.add_argument("--hash", action="store_true", help="keep the sha256 of the source image")
     group.add_argument(
-        "--measure",
-        choices=["none", "psnr"],
-        default="none",
+        "--measure", choices=["none", "psnr"], default="none",
         help="decode at once and keep the PSNR in dB (%(default)s)",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--batch-pixels",
-        type=int,
-        default=Plan.batch_pixels,
-        metavar="N",
+        "--batch-pixels", type=int, default=Plan.batch_pixels, metavar="N",
         help="pixels of a batch (%(default)s; a large GPU likes 4 to 16 million)",
-    )
+    )  # fmt: skip
 
 
 def add_store_flag(group: argparse._ArgumentGroup, default: str | None = None) -> None:
@@ -205,6 +200,7 @@ def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> P
             inputs=len(specs),
             inputs_digest=listing_digest(specs),
             store=args.store,
+            price=price_of(args),
             image_keys=tuple(k.lower().lstrip(".") for k in args.image_key),
             keep=tuple(args.keep),
             resize=args.resize,
@@ -217,6 +213,15 @@ def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> P
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def price_of(args: argparse.Namespace) -> float:
+    """The price of a bit; raw codes have a fixed length, so bits cost nothing there."""
+    if args.price is None:
+        return 0.0 if args.store == "codes" else DEFAULT_PRICE
+    if args.price and args.store == "codes":
+        raise UsageError(f"--price {args.price}: --store codes has no bits to save; leave it out")
+    return float(args.price)
 
 
 def resources_of(args: argparse.Namespace) -> Resources:

@@ -1,11 +1,11 @@
 """Encode shards of images into an archive of code tables.
 
-    python -m jobs.encode --input 's3://bucket/shards/{000000..009999}.tar' --output
-    s3://bucket/arch python -m jobs.encode --input photos/ --output archive --device cpu --replicas
-    2
+    python -m jobs.encode --input 's3://bucket/{000000..009999}.tar' --output s3://bucket/arch
+    python -m jobs.encode --input photos/ --output archive --device cpu --replicas 2
 
 The same command again resumes: what is committed is not encoded again.  See jobs.status,
-jobs.finish and jobs.verify for what comes after.
+jobs.finish and jobs.verify for what comes after.  Ctrl-C or SIGTERM ends the replicas, writes the
+summary of what was done and exits with 130; a second one exits at once.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobs import common
-from pipeline import commit, driver, report, table
+from pipeline import commit, driver, policy, report, resume, table
 from pipeline.encoder import encode_shard
+from pipeline.fleet import IN_FLIGHT
 from pipeline.plan import Plan, Resources, ShardSpec
 from pipeline.storage import Store
+from pipeline.watch import Limits
 from pqmim import checkpoint
 from pqmim.codec import Codec
 
@@ -48,27 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work_off(
     store: Store, plan: Plan, specs: list[ShardSpec], resources: Resources, work: Work,
-    retry_failed: bool, max_bad_images: float,
+    retry_failed: bool, max_bad_images: float, limits: Limits = Limits(),  # noqa: B008, frozen
 ) -> int:  # fmt: skip
     """What is left, drive, report, exit code."""
-    committed = commit.committed_ids(store)
-    quarantined = set() if retry_failed else set(commit.quarantined(store))
-    left = [s for s in specs if s.shard_id not in committed and s.shard_id not in quarantined]
-    counts = f"{len(committed)} committed, {len(quarantined)} quarantined, {len(left)} to do"
+    left = resume.find_left(store, specs, retry_failed)
+    counts = (
+        f"{left.committed} committed, {len(left.quarantined)} quarantined, {len(left.todo)} to do"
+    )
     log.info("%d shards: %s", len(specs), counts)
-    progress = report.Progress(len(specs), len(committed), sum(s.size for s in left))
-    name, state, bare, message = common.run_id(), "interrupted", 0.0, ""
+    progress = report.Progress(len(specs), left.committed, sum(s.size for s in left.todo))
+    progress.damaged += left.damaged
+    name, state, message = common.run_id(), "interrupted", ""
     try:
-        if left:
-            bare = drive(plan, left, store, progress, resources, work, max_bad_images)
+        if left.todo:
+            drive(plan, left.todo, store, progress, resources, work, max_bad_images, limits)
         state = "complete"
-    except driver.Stopped as stop:
+    except policy.Stopped as stop:
         state, message = "stopped", str(stop)
+        if progress.first_work is None:
+            raise common.UsageError(message) from stop
     finally:
+        bare = progress.bare_mpx_s if work is encode_shard else 0.0
         summary = progress.summary(plan, resources.device, resources.replicas, bare, state)
         report.save(store, name, summary)
     sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
-    return common.OK if complete(store, specs, state) else common.INCOMPLETE
+    bad = progress.damaged or progress.quarantined or left.quarantined
+    return common.OK if state == "complete" and not bad else common.INCOMPLETE
 
 
 def begin(store: Store, plan: Plan, specs: list[ShardSpec], weights: bytes) -> None:
@@ -83,33 +90,20 @@ def begin(store: Store, plan: Plan, specs: list[ShardSpec], weights: bytes) -> N
 
 
 def drive(
-    plan: Plan, left: list[ShardSpec], store: Store, progress: report.Progress,
-    resources: Resources, work: Work, max_bad_images: float,
-) -> float:  # fmt: skip
-    """Run the replicas over what is left; returns the bare speed in megapixels a second, which is
-    a measure of encoding alone."""
-    from pipeline.actors import NoReplicas, RayPool  # imports Ray
+    plan: Plan, todo: list[ShardSpec], store: Store, progress: report.Progress,
+    resources: Resources, work: Work, max_bad_images: float, limits: Limits,
+) -> None:  # fmt: skip
+    """Run the replicas over what is left, and end them whatever happens."""
+    from pipeline.actors import RayPool  # imports Ray
 
     common.connect(resources)
+    queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
+    limits = replace(limits, rss_growth_bytes=limits.rss_growth_bytes + queues)
+    pool = RayPool(store, plan, resources, work)
     try:
-        pool = RayPool(store, plan, resources, work)
-    except NoReplicas as error:
-        raise common.UsageError(str(error)) from error
-    bare = pool.bare_megapixels_per_s if work is encode_shard else 0.0
-    progress.first_work = time.monotonic()
-    try:
-        driver.run(left, pool, store, progress, max_bad_images)
+        driver.run(todo, pool, store, progress, max_bad_images, resources.replicas, limits)
     finally:
         pool.close()
-    return bare
-
-
-def complete(store: Store, specs: list[ShardSpec], state: str) -> bool:
-    """Every shard committed and none of them damaged or quarantined."""
-    if state != "complete":
-        return False
-    results = commit.committed(store)
-    return all(s.shard_id in results and results[s.shard_id].outcome == "done" for s in specs)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

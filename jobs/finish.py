@@ -2,8 +2,13 @@
 
     python -m jobs.finish --archive s3://bucket/arch
 
+    python -m jobs.finish --archive s3://bucket/arch --target-mb 128
+
 ``manifest.parquet`` has one row a table and is what readers open instead of listing the tables.
-The same command again writes it anew.  Exit code 3 if shards are missing (then there is no
+With ``--target-mb`` small tables are copied together into ``packed/``, and the manifest names the
+copies; verify, decode and transcode go on with the archive's own tables.  The same command again
+writes the manifest anew.  Ledger entries are read and written in batches, so
+that memory grows with the input listing alone.  Exit code 3 if shards are missing (then there is no
 manifest), quarantined or damaged.
 """
 
@@ -11,25 +16,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jobs import common
-from jobs.status import read_ledger
-from pipeline import commit, table
+from jobs.status import ledger
+from pipeline import commit, compaction, manifest, table
+from pipeline.plan import ShardResult
 from pipeline.storage import Store
 
-MANIFEST = "manifest.parquet"
+MANIFEST = manifest.MANIFEST
+MAX_MB = compaction.MAX_BYTES >> 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, see what is missing, write the manifest, exit code."""
     args = parse(argv)
     store = Store(args.archive)
-    commit.read_plan(store)
+    plan = commit.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
-    results, given_up = read_ledger(store, specs), commit.quarantined(store)
-    known = {r.shard_id for r in results} | set(given_up)
-    missing = [s for s in specs if s.shard_id not in known]
+    done, given_up = commit.committed_ids(store), commit.quarantined(store)
+    missing = [s for s in specs if s.shard_id not in done and s.shard_id not in given_up]
     if missing:
         sys.stdout.write(
             f"{len(missing)} of {len(specs)} shards are missing, the first is {missing[0].url}; no "
@@ -37,10 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"python -m jobs.encode --output {store.root} with its --input and options\n"
         )
         return common.INCOMPLETE
-    store.put(MANIFEST, table.write_manifest(results))
-    damaged = [r for r in results if r.outcome != "done"]
-    lines = [f"{store.url(MANIFEST)}: {len(results)} tables, {len(damaged)} of damaged shards"]
-    lines += [f"damaged: {r.url}" for r in damaged]
+    tables, damaged = 0, list[str]()
+
+    def results() -> Iterator[ShardResult]:
+        nonlocal tables
+        for result in ledger(store, specs, done):
+            tables += 1
+            if result.outcome != "done":
+                damaged.append(result.url)
+            yield result
+
+    if args.target_mb is None:
+        entries = manifest.describe(store, plan, results())
+    else:
+        entries = compaction.pack(store, plan, results(), args.target_mb << 20)
+    store.put(MANIFEST, manifest.write(entries, plan))
+    lines = [f"{store.url(MANIFEST)}: {tables} tables, {len(damaged)} of damaged shards"]
+    lines += [f"damaged: {url}" for url in damaged]
     lines += [f"quarantined, without a table: {q.url}: {q.reason}" for q in given_up.values()]
     if given_up:
         lines.append("To try these again: the same jobs.encode command with --retry-failed")
@@ -52,7 +71,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("jobs.finish", description=__doc__.split("\n")[0])
     parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
-    return parser.parse_args(argv)
+    parser.add_argument("--target-mb", type=int, metavar="N",
+                        help="join small tables into copies of at most N MiB")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.target_mb is not None and not 1 <= args.target_mb <= MAX_MB:
+        parser.error(f"--target-mb must be 1 to {MAX_MB}")
+    return args
 
 
 if __name__ == "__main__":

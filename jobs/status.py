@@ -2,8 +2,8 @@
 
     python -m jobs.status --archive s3://bucket/arch
 
-Reads the listing, the ledger and the last summary, no tables.  Exit code 0 if every shard is done,
-else 3.
+Reads the listing, the ledger and the last summary, no tables.  Cost: a small GET for each committed
+shard.  Exit code 0 if every shard is done, else 3.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
 
 from jobs import common
 from pipeline import commit, report, table
@@ -27,56 +28,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(args.archive)
     plan = commit.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
-    results = read_ledger(store, specs)
-    damaged = [r for r in results if r.outcome != "done"]
+    totals, damaged = Totals(), list[str]()
+    for result in ledger(store, specs, commit.committed_ids(store)):
+        totals.add(result)
+        if result.outcome != "done":
+            damaged.append(f"damaged: {result.url}: {'; '.join(result.damage)}")
     quarantined = commit.quarantined(store)
-    lines = [shards(store, specs, results, len(damaged), len(quarantined)), *content(plan, results)]
-    reasons = [f"damaged: {r.url}: {'; '.join(r.damage)}" for r in damaged]
-    reasons += [f"quarantined: {q.url}: {q.reason}" for q in quarantined.values()]
+    lines = [shards(store, len(specs), totals.shards, len(damaged), len(quarantined))]
+    lines += content(plan, totals)
+    reasons = damaged + [f"quarantined: {q.url}: {q.reason}" for q in quarantined.values()]
     lines += reasons[:SHOWN]
     if len(reasons) > SHOWN:
         lines.append(f"and {len(reasons) - SHOWN} more; jobs.verify names them all")
     sys.stdout.write("\n".join(lines + last_run(store)) + "\n")
-    done = len(results) == len(specs) and not damaged
-    return common.OK if done else common.INCOMPLETE
+    return common.OK if totals.shards == len(specs) and not damaged else common.INCOMPLETE
 
 
-def read_ledger(store: Store, specs: Sequence[ShardSpec]) -> list[ShardResult]:
-    """The ledger entries of the listing's shards, in its order."""
+@dataclass
+class Totals:
+    """Sums over ledger entries."""
+
+    shards: int = 0
+    rows: dict[str, int] = field(default_factory=dict)  # images by status
+    source_size: int = 0  # bytes, as the next two
+    table_bytes: int = 0
+    code_bytes: int = 0
+    pixels: int = 0
+
+    def add(self, result: ShardResult) -> None:
+        """Count one shard."""
+        self.shards += 1
+        for status, count in result.rows.items():
+            self.rows[status] = self.rows.get(status, 0) + count
+        self.source_size += result.source_size
+        self.table_bytes += result.table_bytes
+        self.code_bytes += result.code_bytes
+        self.pixels += result.pixels
+
+
+def ledger(store: Store, specs: Sequence[ShardSpec], done: Set[str]) -> Iterator[ShardResult]:
+    """The entries of those of the listing's shards that are ``done``, in its order."""
     try:
-        found = commit.committed(store)
+        yield from commit.entries(store, (s.shard_id for s in specs if s.shard_id in done))
     except (ValueError, TypeError, KeyError) as error:
         raise common.UsageError(
             f"{store.url('ledger/')}: an entry is damaged ({error}): jobs.verify names it"
         ) from error
-    return [found[s.shard_id] for s in specs if s.shard_id in found]
 
 
-def shards(store: Store, specs: Sequence[ShardSpec], results: Sequence[ShardResult],
-           damaged: int, quarantined: int) -> str:  # fmt: skip
+def shards(store: Store, listed: int, committed: int, damaged: int, quarantined: int) -> str:
     """Shards by what became of them."""
-    left = len(specs) - len(results) - quarantined
     return (
-        f"{store.root}: {len(specs)} shards: {len(results) - damaged} done, {damaged} damaged, "
-        f"{quarantined} quarantined, {left} left"
+        f"{store.root}: {listed} shards: {committed - damaged} done, {damaged} damaged, "
+        f"{quarantined} quarantined, {listed - committed - quarantined} left"
     )
 
 
-def content(plan: Plan, results: Sequence[ShardResult]) -> list[str]:
+def content(plan: Plan, totals: Totals) -> list[str]:
     """Images by status, bytes, and the rate."""
-    rows: dict[str, int] = {}
-    for result in results:
-        for status, count in result.rows.items():
-            rows[status] = rows.get(status, 0) + count
-    counts = ", ".join(f"{n:,} {s}" for s, n in sorted(rows.items())) or "none"
-    source, tables, codes, pixels = (
-        sum(getattr(r, name) for r in results)
-        for name in ("source_size", "table_bytes", "code_bytes", "pixels")
-    )
-    bpp = f"{8 * codes / pixels:.4f} bpp" if pixels else "no rate yet"
+    counts = ", ".join(f"{n:,} {s}" for s, n in sorted(totals.rows.items())) or "none"
+    pixels = totals.pixels
+    bpp = f"{8 * totals.code_bytes / pixels:.4f} bpp" if pixels else "no rate yet"
     return [
         f"images: {counts}",
-        f"{source:,} bytes of source, {tables:,} of tables, {codes:,} of codes in them, {bpp}",
+        f"{totals.source_size:,} bytes of source, {totals.table_bytes:,} of tables, "
+        f"{totals.code_bytes:,} of codes in them, {bpp}",
         f"model {plan.model[:16]}, quality {plan.quality}",
     ]
 

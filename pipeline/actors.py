@@ -3,38 +3,50 @@
 An actor is sent a ShardSpec and sends back a ShardResult or a ShardFailure; nothing else crosses.
 Every exception becomes a ShardFailure here, at the only broad ``except`` of the project.  Ray is
 told never to restart or retry: the driver owns that.
+
+Ray calls back when a call has ended, into one queue, so that collecting costs the same for one
+replica and for thousands; ``ray.wait`` looks at every call that is in flight each time.  Nothing
+here waits for an actor to come up: one that cannot be placed yet stays pending in Ray, is what an
+autoscaler sees as demand, and reports itself when a node has room for it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import time
+import queue
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from pipeline import commit, storage
 from pipeline.encoder import encode_shard
+from pipeline.fleet import IN_FLIGHT, Down, Event, Returned, Up
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardFailure, ShardResult, ShardSpec
-from pipeline.replica import Replica
+from pipeline.replica import Replica, resident_bytes
 from pqmim.codec import Codec
 
 # What a replica does with a shard: encoder.encode_shard, or the like of it.
 Work = Callable[[ShardSpec, Plan, storage.Store, Replica, int], ShardResult]
 
 log = logging.getLogger(__name__)
-IN_FLIGHT = 2  # shards a replica: one opens while the other computes
-START_TIMEOUT_S = 300.0  # until the first replica is up
-STRAGGLERS_S = 30.0  # then go on without those that are not
+NODE_LOST = ("node has died", "node was terminated", "node is dead", "node died")  # Ray's words
 
 
-class NoReplicas(Exception):
-    """No replica came up."""
+@dataclass(frozen=True)
+class Ready:
+    """What a replica says of itself when it is up."""
+
+    pid: int
+    node: str  # address and id
+    megapixels_per_s: float  # of the bare model here
+    rss_bytes: int
 
 
 class ReplicaActor:
@@ -47,14 +59,20 @@ class ReplicaActor:
         codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
         self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
 
-    def ready(self) -> tuple[int, float]:
-        """Process id, and the bare model's megapixels a second here."""
-        return os.getpid(), self.replica.calibrate(self.plan)
+    def ready(self) -> Ready:
+        """Warm up, and measure the bare model."""
+        speed = self.replica.calibrate(self.plan)
+        node = ray.get_runtime_context().get_node_id()[:8]
+        address = ray.util.get_node_ip_address()
+        return Ready(os.getpid(), f"{address}/{node}", speed, resident_bytes())
 
     def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
         """Do one shard."""
         try:
-            return self.work(spec, self.plan, self.store, self.replica, attempt)
+            result = self.work(spec, self.plan, self.store, self.replica, attempt)
+            if result.outcome != "done":
+                commit.quarantine(self.store, spec, "; ".join(result.damage), attempt)
+            return result
         except Exception as error:
             log.exception("shard %s failed", spec.url)
             return ShardFailure(spec.shard_id, spec.url, classify(error), _say(error), attempt)
@@ -69,21 +87,12 @@ def classify(error: Exception) -> str:
     return "error"
 
 
-def _say(error: Exception) -> str:
+def _say(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:1000]
 
 
-@dataclass
-class _Slot:
-    actor: Any
-    name: str
-    megapixels_per_s: float = 0.0
-    dead: bool = False
-    running: dict[Any, tuple[ShardSpec, int]] = field(default_factory=dict)
-
-
 class RayPool:
-    """Replicas as Ray actors.  ``start`` hands out, ``wait`` collects, ``close`` ends them."""
+    """Replicas as Ray actors, by name; see :class:`pipeline.fleet.Pool`."""
 
     def __init__(
         self, store: storage.Store, plan: Plan, resources: Resources, work: Work = encode_shard
@@ -94,81 +103,84 @@ class RayPool:
             max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT,
         )  # fmt: skip
         self._make: Callable[[], Any] = lambda: actor.remote(store, plan, resources, work)
-        self.resources, self.slots, self._names = resources, list[_Slot](), 0
-        self._come_up([self._slot() for _ in range(resources.replicas)])
+        self.resources = resources
+        self._actors: dict[str, Any] = {}
+        self._names = 0
+        self._ended = queue.SimpleQueue[tuple[str, ShardSpec | None, int, Future[Any]]]()
 
-    @property
-    def bare_megapixels_per_s(self) -> float:
-        """Sum over the replicas of the bare model's speed, measured when they came up."""
-        return sum(slot.megapixels_per_s for slot in self.slots)
-
-    def _slot(self) -> _Slot:
+    def add(self) -> str:
+        """Ask Ray for one more actor; ``Up`` or ``Down`` says what became of it."""
         self._names += 1
-        return _Slot(self._make(), f"replica-{self._names}")
+        name = f"replica-{self._names}"
+        self._actors[name] = self._make()
+        self._call_back(name, None, 0, self._actors[name].ready.remote())
+        return name
 
-    def _come_up(self, slots: list[_Slot]) -> None:
-        """Wait for the first replica, then shortly for the others; go on with those that are up."""
-        waiting = {slot.actor.ready.remote(): slot for slot in slots}
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while waiting and time.monotonic() < deadline:
-            done, _ = ray.wait(list(waiting), timeout=1.0)
-            for ref in done:
-                slot = waiting.pop(ref)
-                pid, slot.megapixels_per_s = ray.get(ref)
-                log.info("%s up, pid %d, %.2f Mpx/s bare", slot.name, pid, slot.megapixels_per_s)
-                self.slots.append(slot)
-                deadline = min(deadline, time.monotonic() + STRAGGLERS_S)
-        for slot in waiting.values():
-            log.warning("%s did not come up; going on without it", slot.name)
-            ray.kill(slot.actor)
-        if not self.slots:
-            asked = (
-                f"{self.resources.cpus_per_replica} CPUs and {self.resources.gpus_per_replica} GPUs"
-            )
-            raise NoReplicas(
-                f"no replica came up in {START_TIMEOUT_S:.0f} s: each asks for {asked}, the "
-                f"cluster has {ray.cluster_resources()}; give less with --cpus-per-replica or "
-                "--gpus-per-replica, or add nodes"
-            )
+    def start(self, replica: str, spec: ShardSpec, attempt: int) -> None:
+        """Hand a shard to a replica."""
+        self._call_back(replica, spec, attempt, self._actors[replica].run.remote(spec, attempt))
 
-    @property
-    def free(self) -> int:
-        """Shards that could be handed out now."""
-        return sum(IN_FLIGHT - len(slot.running) for slot in self.slots if not slot.dead)
+    def _call_back(self, name: str, spec: ShardSpec | None, attempt: int, ref: Any) -> None:
+        """Put the call into the queue when it has ended; on one of Ray's threads."""
+        put = functools.partial(self._put, name, spec, attempt)
+        ref.future().add_done_callback(put)
 
-    def start(self, spec: ShardSpec, attempt: int) -> None:
-        """Hand a shard to the least busy replica."""
-        slot = min((s for s in self.slots if not s.dead), key=lambda s: len(s.running))
-        slot.running[slot.actor.run.remote(spec, attempt)] = (spec, attempt)
+    def _put(self, name: str, spec: ShardSpec | None, attempt: int, call: Future[Any]) -> None:
+        self._ended.put((name, spec, attempt, call))
 
-    def wait(self, timeout_s: float) -> list[ShardResult | ShardFailure]:
-        """What has come back, after at most ``timeout_s``.  A dead replica is replaced."""
-        refs = {ref: slot for slot in self.slots for ref in slot.running}
-        if not refs:
-            return []
-        done, _ = ray.wait(list(refs), timeout=timeout_s)
-        events: list[ShardResult | ShardFailure] = []
-        for ref in done:
-            slot = refs[ref]
-            spec, attempt = slot.running.pop(ref)
-            try:
-                events.append(ray.get(ref))
-            except RayActorError as error:
-                message = f"{slot.name} died: {str(error).splitlines()[0]}"[:500]
-                log.warning("%s while working on %s", message, spec.url)
-                events.append(ShardFailure(spec.shard_id, spec.url, "lost", message, attempt))
-                slot.dead = True
-        self._replace_dead()
-        return events
+    def wait(self, timeout_s: float) -> list[Event]:
+        """What has ended, in order, after at most ``timeout_s`` if nothing has."""
+        events: list[Event] = []
+        try:
+            ended = self._ended.get(timeout=timeout_s)
+            while True:
+                if ended[0] in self._actors:
+                    events.append(self._event(*ended))
+                ended = self._ended.get_nowait()
+        except queue.Empty:
+            return events
 
-    def _replace_dead(self) -> None:
-        """A new actor for each dead one, once all its shards have come back as lost."""
-        for slot in [s for s in self.slots if s.dead and not s.running]:
-            self.slots.remove(slot)
-            self._come_up([self._slot()])
+    def _event(self, name: str, spec: ShardSpec | None, attempt: int, call: Future[Any]) -> Event:
+        error = call.exception()
+        if isinstance(error, RayActorError) or (error is not None and spec is None):
+            self.kill(name)  # also one that is only unreachable
+            reason = _death(error)
+            return Down(name, reason, any(words in reason for words in NODE_LOST))
+        if spec is None:
+            ready: Ready = call.result()
+            log.info("%s is process %d on %s", name, ready.pid, ready.node)
+            return Up(name, ready.node, ready.megapixels_per_s, ready.rss_bytes)
+        if isinstance(error, RayError):  # the call itself failed: it could not be sent or returned
+            failure = ShardFailure(spec.shard_id, spec.url, "error", _say(error), attempt)
+            return Returned(name, failure)
+        return Returned(name, call.result())
+
+    def kill(self, replica: str) -> None:
+        """End a replica now, whatever it does; one that is gone already stays gone."""
+        if (actor := self._actors.pop(replica, None)) is not None:
+            ray.kill(actor)
+
+    def describe(self) -> str:
+        """For the message that no replica came up."""
+        asked = f"{self.resources.cpus_per_replica} CPUs and {self.resources.gpus_per_replica} GPUs"
+        has = {
+            name: amount
+            for name, amount in sorted(ray.cluster_resources().items())
+            if name in ("CPU", "GPU", "memory")
+        }
+        return (
+            f"each asks for {asked}, the cluster has {has or 'nothing'} on "
+            f"{sum(node['Alive'] for node in ray.nodes())} nodes; give less with "
+            "--cpus-per-replica or --gpus-per-replica, or add nodes"
+        )
 
     def close(self) -> None:
         """End every replica."""
-        for slot in self.slots:
-            ray.kill(slot.actor)
-        self.slots.clear()
+        for name in list(self._actors):
+            self.kill(name)
+
+
+def _death(error: BaseException) -> str:
+    """What Ray says of a dead actor, without the ids that are in the log."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    return " ".join(" ".join(lines).split())[:600]

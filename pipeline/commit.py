@@ -15,27 +15,30 @@ process dies, and what the next run does:
     two attempts at once        the first table     the loser adopts it; the first ledger stands
     quarantine                  failed/<id>.json    tries again; a commit outweighs the record
 
-Nothing is ever overwritten or deleted but the record of a quarantine.  Cost: two PUTs and a HEAD a
-shard, and a GET and a HEAD before it is encoded.  A store without atomic create-only writes
-(``Store.probe``) leaves a window in which two overlapping attempts both write; equal plans write
-equal tables, and a ledger entry that does not fit its table is an error here.
+Nothing is ever overwritten or deleted but the record of a quarantine.  Cost: a HEAD before a shard
+is encoded, and two PUTs after it.  A store without atomic create-only writes (``Store.probe``)
+leaves a window in which two overlapping attempts both write; equal plans write equal tables, and a
+ledger entry that does not fit its table is an error here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipeline.faults import take_retries
 from pipeline.plan import Plan, PlanMismatch, ShardResult, ShardSpec
-from pipeline.storage import NotFound, StorageError, Store
+from pipeline.storage import NotFound, ObjectInfo, Store
 from pipeline.table import BadTable, read_footer
 
 PLAN = "plan.json"
 THREADS = 32  # ledger entries read at once; each is one small GET
+BATCH = 1024  # ledger entries in memory at once
 
 ReadFooter = Callable[[bytes], dict[str, str]]
 
@@ -116,10 +119,10 @@ def find_committed(
     Raises:
         PlanMismatch: it was made from another version of the source, or by another plan.
     """
+    if store.info(table_name(spec.shard_id)) is None:
+        return None  # nor can there be a ledger entry, which comes second
     found = _ledger_entry(store, spec.shard_id)
     if found is None:
-        if store.info(table_name(spec.shard_id)) is None:
-            return None
         return _record(store, _adopt(store, plan, spec, read_footer))
     there = ShardSpec(found.shard_id, found.url, found.source_size, found.source_etag)
     if there != spec:
@@ -146,9 +149,9 @@ def commit(
     Raises:
         PlanMismatch: the table that is there is of another plan or another version of the source.
     """
-    name = table_name(result.shard_id)
-    if store.put_if_absent(name, table):
-        result = _describe(store, result, table)
+    info = store.create(table_name(result.shard_id), table)
+    if info is not None:
+        result = _describe(result, table, info)
     else:
         spec = ShardSpec(result.shard_id, result.url, result.source_size, result.source_etag)
         result = _adopt(store, plan, spec, read_footer)
@@ -156,11 +159,25 @@ def commit(
 
 
 def committed(store: Store) -> dict[str, ShardResult]:
-    """All ledger entries, by shard."""
+    """All ledger entries, by shard: 1 KB of memory each."""
+    return {entry.shard_id: entry for entry in entries(store, _ids(store, "ledger/"))}
+
+
+def entries(store: Store, shard_ids: Iterable[str]) -> Iterator[ShardResult]:
+    """The ledger entries of these shards, in this order, BATCH of them in memory at a time.
+
+    Raises:
+        NotFound: a shard has none.
+        ValueError, TypeError, KeyError: an entry is damaged.
+    """
+
+    def read(shard_id: str) -> ShardResult:
+        return ShardResult.from_json(store.get(ledger_name(shard_id)))
+
+    left = iter(shard_ids)
     with ThreadPoolExecutor(THREADS) as pool:
-        entries = pool.map(store.get, store.names("ledger/"))
-        results = map(ShardResult.from_json, entries)
-        return {result.shard_id: result for result in results}
+        while batch := list(itertools.islice(left, BATCH)):
+            yield from pool.map(read, batch)
 
 
 def committed_ids(store: Store) -> set[str]:
@@ -176,11 +193,16 @@ def quarantine(store: Store, spec: ShardSpec, reason: str, attempts: int) -> Non
 
 
 def quarantined(store: Store) -> dict[str, Quarantined]:
-    """The shards that were given up and not committed since."""
-    done = committed_ids(store)
-    ids = [shard_id for shard_id in _ids(store, "failed/") if shard_id not in done]
-    bodies = (json.loads(store.get(failed_name(shard_id))) for shard_id in ids)
-    return {body["shard_id"]: Quarantined(**body) for body in bodies}
+    """The shards that were given up and not committed since; the rest of the ledger is not read."""
+
+    def read(shard_id: str) -> Quarantined | None:
+        if store.info(ledger_name(shard_id)) is not None:
+            return None
+        return Quarantined(**json.loads(store.get(failed_name(shard_id))))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [one for one in pool.map(read, _ids(store, "failed/")) if one is not None]
+    return {one.shard_id: one for one in found}
 
 
 def _ids(store: Store, prefix: str) -> Iterator[str]:
@@ -201,15 +223,8 @@ def _version(spec: ShardSpec) -> str:
     return f"{spec.url} (ETag {spec.etag}, {spec.size} bytes)"
 
 
-def _describe(store: Store, result: ShardResult, table: bytes) -> ShardResult:
+def _describe(result: ShardResult, table: bytes, info: ObjectInfo) -> ShardResult:
     """The result with size, checksum and ETag of the table as it is in the store."""
-    name = table_name(result.shard_id)
-    info = store.info(name)
-    if info is None or info.size != len(table):
-        raise StorageError(
-            f"{store.url(name)}: wrote {len(table)} bytes, the store has "
-            f"{info.size if info else 'no object'}: somebody else changes this prefix; stop them"
-        )
     return dataclasses.replace(
         result,
         table_bytes=len(table),
@@ -221,7 +236,9 @@ def _describe(store: Store, result: ShardResult, table: bytes) -> ShardResult:
 def _adopt(store: Store, plan: Plan, spec: ShardSpec, read_footer: ReadFooter) -> ShardResult:
     """The result that the table in the store stands for, if it is what we would have written."""
     name = table_name(spec.shard_id)
-    table = store.get(name)
+    table, info = store.get(name), store.info(name)
+    if info is None or info.size != len(table):
+        raise PlanMismatch(f"{store.url(name)}: was removed or replaced just now; stop who does it")
     try:
         footer = read_footer(table)
         source = {key: footer[f"source_{key}"] for key in ("url", "size", "etag")}
@@ -253,7 +270,7 @@ def _adopt(store: Store, plan: Plan, spec: ShardSpec, read_footer: ReadFooter) -
         adopted=True,
         **{**facts, "damage": tuple(facts["damage"])},
     )
-    return _describe(store, result, table)
+    return _describe(result, table, info)
 
 
 def _record(store: Store, result: ShardResult) -> ShardResult:
@@ -263,6 +280,7 @@ def _record(store: Store, result: ShardResult) -> ShardResult:
         PlanMismatch: the entry describes another table than the one that is there.
     """
     name = ledger_name(result.shard_id)
+    result = dataclasses.replace(result, retries=result.retries + take_retries())
     if store.put_if_absent(name, result.to_json()):
         return result
     there = ShardResult.from_json(store.get(name))

@@ -1,9 +1,9 @@
 """The local half of storage: a file appears under its name complete and on disk, or not at all.
 
 A new file is written under a hidden temporary name, synced, and linked to its own name: unlike a
-rename, a link fails where the name exists.  A crash can leave a hidden ``.tmp`` file, which
-listings and Parquet readers pass over.  File systems without hard links are found out by
-``Store.probe``.
+rename, a link fails where the name exists.  A process that is killed can leave a hidden ``.tmp``
+file, which listings and Parquet readers pass over; nothing ever reads or removes it, as it may be
+another writer's.  File systems without hard links are found out by ``Store.probe``.
 """
 
 from __future__ import annotations
@@ -49,13 +49,16 @@ class LocalFiles:
             file.seek(start)
             return file.read(length)
 
-    def create(self, url: str, data: bytes) -> None:
+    def create(self, url: str, data: bytes) -> ObjectInfo:
         with _written(url, data) as temporary:
             os.link(temporary, url)  # fails where the name exists; a rename would replace it
+            return _info(url, os.stat(temporary))
 
-    def put(self, url: str, data: bytes) -> None:
+    def put(self, url: str, data: bytes) -> ObjectInfo:
         with _written(url, data) as temporary:
+            info = _info(url, os.stat(temporary))
             os.replace(temporary, url)
+            return info
 
     def delete(self, url: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -97,7 +100,7 @@ def _written(path: str, data: bytes) -> Iterator[str]:
     """A synced temporary file beside ``path``; its folder is synced after the block."""
     folder, name = os.path.split(path)
     try:
-        os.makedirs(folder, exist_ok=True)
+        _make(folder)
     except (FileExistsError, NotADirectoryError) as exc:
         cause = "a file is where a directory must be"
         raise NotWritable(f"{path}: {cause}: choose another output") from exc
@@ -111,6 +114,25 @@ def _written(path: str, data: bytes) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+    _sync(folder)
+
+
+def _make(folder: str) -> None:
+    """Create a folder and those above it, and have their names on disk."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make(parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):  # else another writer was quicker
+            raise
+    _sync(parent)
+
+
+def _sync(folder: str) -> None:
+    """Have the names in a folder on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
 import posixpath
 import re
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pipeline import keep
 from pqmim import schedule
 
 STORES = ("bitstream", "codes", "both")
+LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant
 FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
 
 
@@ -69,6 +71,7 @@ class ShardResult:
     rss_bytes: int = 0
     attempt: int = 1
     adopted: bool = False  # the table was already there, from an attempt whose ledger was lost
+    retries: int = 0  # storage requests repeated; absent in entries of older versions
 
     def to_json(self) -> bytes:
         """The ledger entry."""
@@ -93,6 +96,7 @@ class Plan:
     inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
     store: str = "bitstream"  # payload columns: one of STORES
     stages: tuple[int, ...] = schedule.FAST_PLAN  # of the bitstreams: 3 % larger, 1.4 x faster
+    price: float = 0.0  # squared error that a bit is worth (pqmim.search); 0: nearest codewords
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
     resize: int | None = None  # shorter side, pixels
@@ -111,6 +115,8 @@ class Plan:
             keep.parse(column)
         if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
             raise ValueError("resize, crop, min_side and max_pixels must be 1 or more")
+        if not 0 <= self.price < math.inf:
+            raise ValueError(f"price {self.price}: must be 0 or more")
         if self.batch_pixels < 1:
             raise ValueError(f"batch_pixels {self.batch_pixels}: must be 1 or more")
         if self.measure not in ("none", "psnr"):
@@ -127,8 +133,11 @@ class Plan:
         return self.store != "codes"
 
     def to_json(self) -> bytes:
-        """``plan.json``."""
-        return (json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        """``plan.json``.  Later fields are left out at their default: older archives keep their
+        digest."""
+        fields = dataclasses.asdict(self)
+        fields = {k: v for k, v in fields.items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
+        return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Plan:

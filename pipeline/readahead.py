@@ -2,9 +2,11 @@
 
     source --reader thread--> pool.submit(prepare) --queue, bounded in bytes--> for item in ...
 
-The bound counts what is read or prepared and not yet taken, so memory depends on the limit and not
-on how large the images are: at most ``limit_bytes`` plus one item for each thread of the pool.
-Leaving the loop early, or an error anywhere, ends the reader thread.
+The bound counts an item from before its preparation, with all that the preparation will need,
+until the caller asks for the next one; an item that is larger than the limit is prepared alone.  So
+memory is at most the limit, or one item where that is larger, however many threads the pool has.
+What is being read is not in it: a source hands over what it has read already.  Leaving the loop
+early, or an error anywhere, ends the reader thread.
 """
 
 from __future__ import annotations
@@ -57,6 +59,9 @@ def read_ahead(
 ) -> Iterator[R]:
     """Yield ``prepare(item)`` for each item of ``source``, in order.
 
+    ``size_before`` is of the item and of what ``prepare`` takes meanwhile, ``size_after`` of the
+    result.  No reference to an item or a result is kept once the caller asks for the next one.
+
     Raises:
         Whatever ``source`` or ``prepare`` raises, at the place of the item.
     """
@@ -75,6 +80,7 @@ def read_ahead(
                 if not budget.acquire(before):
                     return
                 done.put(pool.submit(work, item, before))
+                del item  # not to be held while the next one is read
             done.put(None)
         except BaseException as error:  # handed to the caller, who raises it
             done.put(error)
@@ -86,8 +92,10 @@ def read_ahead(
             if isinstance(entry, BaseException):
                 raise entry
             result, size = entry.result()
-            budget.add(-size)
+            del entry
             yield result
+            del result
+            budget.add(-size)
     finally:
         budget.close()
         reader.join()

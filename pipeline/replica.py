@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -55,7 +55,18 @@ class Replica:
     def encode(self, pixels: Tensor, quality: int, clock: Clock) -> np.ndarray:
         """uint8 [B,3,H,W] -> codes [B,h,w,quality]; one batch at a time on the device."""
         with self._device_lock, clock.stage("encode"):
-            return _encode(self.codec, pixels, quality).cpu().numpy()
+            return _halved(lambda part: self.codec.encode(part, quality), pixels).cpu().numpy()
+
+    def search(
+        self, pixels: Tensor, count: int, plan: Plan, clock: Clock
+    ) -> tuple[np.ndarray, list[bytes]]:
+        """uint8 [B,3,H,W] -> codes [count,h,w,m] and bitstreams of the first ``count`` images."""
+        with self._device_lock:
+            with clock.stage("encode"):
+                latent = _halved(lambda part: self.codec.latent(part, plan.quality), pixels)
+            with clock.stage("code"):
+                codes, streams = self.codec.search_latent(latent[:count], plan.price, plan.stages)
+        return codes.numpy(), streams
 
     def entropy_encode(self, codes: np.ndarray, plan: Plan, clock: Clock) -> list[bytes]:
         """Codes uint8 [B,h,w,m] -> one bitstream an image."""
@@ -97,15 +108,15 @@ class Replica:
         return count * batch * side * side / clock.seconds["encode"] / 1e6
 
 
-def _encode(codec: Codec, pixels: Tensor, quality: int) -> Tensor:
+def _halved(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     """Encode; out of memory halves the batch once, and then it is an error."""
     try:
-        return codec.encode(pixels, quality)
+        return encode(pixels)
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
             raise
         torch.cuda.empty_cache()
-        return torch.cat([codec.encode(half, quality) for half in pixels.chunk(2)])
+        return torch.cat([encode(half) for half in pixels.chunk(2)])
 
 
 def batch_size(plan: Plan, height: int, width: int) -> int:

@@ -36,11 +36,30 @@ class Progress:
     table_bytes: int = 0
     done: int = 0
     adopted: int = 0
-    retries: int = 0
+    retries: int = 0  # of shards
+    storage_retries: int = 0  # requests
+    second_copies: int = 0  # of late shards
+    replicas_lost: int = 0
     rss_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
     _shown: float = 0.0
+    _bare_megapixels: float = 0.0  # that the bare models could have done until _bare_since
+    _bare_mpx_s: float = 0.0
+    _bare_since: float = 0.0
+
+    def speed_changed(self, now: float, megapixels_per_s: float) -> None:
+        """A replica came or went; ``megapixels_per_s`` of the bare models of all that are up."""
+        self._bare_megapixels += self._bare_mpx_s * (now - self._bare_since)
+        self._bare_mpx_s, self._bare_since = megapixels_per_s, now
+
+    @property
+    def bare_mpx_s(self) -> float:
+        """Mean megapixels a second of the bare models that were up while there was work."""
+        if not self.done:
+            return self._bare_mpx_s
+        since = max(self.last_done - self._bare_since, 0.0)
+        return (self._bare_megapixels + self._bare_mpx_s * since) / self.work_s
 
     def shard_done(self, result: ShardResult, now: float) -> None:
         """Count a committed shard."""
@@ -51,6 +70,7 @@ class Progress:
         self.code_bytes += result.code_bytes
         self.source_bytes += result.source_size
         self.table_bytes += result.table_bytes
+        self.storage_retries += result.retries
         self.rss_bytes = max(self.rss_bytes, result.rss_bytes)
         for status, count in result.rows.items():
             self.rows[status] = self.rows.get(status, 0) + count
@@ -119,6 +139,9 @@ class Progress:
             "damaged": self.damaged,
             "quarantined": self.quarantined,
             "retries": self.retries,
+            "storage_retries": self.storage_retries,
+            "second_copies": self.second_copies,
+            "replicas_lost": self.replicas_lost,
             "rss_bytes": self.rss_bytes,
             "replicas": replicas,
             "device": device,
@@ -146,6 +169,14 @@ def text(summary: dict[str, object]) -> str:
         f"{summary['bpp']:.3f} bpp, {summary['replicas']} replicas on {summary['device']}",
         f"stages: {stages or 'nothing was encoded'}",
     ]
+    events = {
+        "shards tried again": summary.get("retries", 0),
+        "storage requests repeated": summary.get("storage_retries", 0),
+        "second copies of late shards": summary.get("second_copies", 0),
+        "replicas lost": summary.get("replicas_lost", 0),
+    }
+    if any(events.values()):
+        lines.append(", ".join(f"{name}: {count}" for name, count in events.items() if count))
     if summary["of_bare"]:
         bare = summary["bare_megapixels_per_s"]
         lines.append(f"{summary['of_bare']:.0%} of the bare model's {bare:.2f} Mpx/s")

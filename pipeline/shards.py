@@ -62,7 +62,7 @@ class ShardReader:
         self._max_member_bytes = max_member_bytes
         self._sample: Sample | None = None  # in progress
         self._seen: set[str] = set()  # its extensions, unwanted ones too
-        self._newest: tuple[Sample, str] | None = None  # last member read
+        self._newest: tuple[Sample, str] | None = None  # member before the damage
         self.members = 0
         self.samples = 0
         self.complete = False
@@ -86,6 +86,7 @@ class ShardReader:
                     yield from self._close()
                 continue
             self.members += 1
+            self._newest = None
             match = _NAME.match(member.name)
             regular = member.kind in _REGULAR or member.sparse
             if _META.match(member.name) or (match is None and not regular):
@@ -114,19 +115,19 @@ class ShardReader:
         sample = Sample(member.name, {}, member.offset)
         around, self._seen = self._seen, set()
         self._load(sample, "", member)
-        complete, self._seen = bool(self._seen), around
+        complete, self._seen, self._newest = bool(self._seen), around, None
         if complete:
             self.samples += 1
             yield sample
 
     def _load(self, sample: Sample, extension: str, member: TarMember) -> None:
+        self._newest = sample, extension
         wanted = self._wanted is None or self._wanted(extension)
         reason = self._refusal(member)
         if wanted and not reason:
             data = self._tar.read(member.size)
             if complete := data is not None:
                 sample.members[extension] = data
-                self._newest = sample, extension
         else:
             complete = self._tar.skip(member.size)
             if complete and wanted:
@@ -156,5 +157,6 @@ class ShardReader:
             return False
         sample, extension = newest
         sample.members.pop(extension, None)
-        sample.unread[extension] = "bytes are missing inside it"
+        if extension not in sample.others:
+            sample.unread[extension] = "bytes are missing inside it"
         return True

@@ -1,28 +1,19 @@
-"""All access to files and objects: expand inputs, read a source, keep an archive.
+"""The archive: create-only writes and the probe of what the store can do.
 
-Local paths and ``s3://`` (any S3 server, by AWS_ENDPOINT_URL) behind the same few calls.  Writing
-is create-only and in one request: a store has the whole object or nothing, and the first writer
-wins.  The two back-ends hold no state, so that a Store can be sent to a worker.  Cost: an object is
-in memory as a whole when it is written, and must be below 5 GiB, the limit of one S3 PUT.
-Never use any of this across a fork: s3fs then deadlocks.
+Local paths and ``s3://`` (any S3 server, by AWS_ENDPOINT_URL) behind the same few calls; inputs.py
+has what a job reads.  Writing is create-only and whole: the first writer wins.  The back-ends
+(s3.py, files.py) hold no state, so that a Store can be sent to a worker.  Cost: an object is in
+memory as a whole when it is written.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
-import os
-import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
 
-import fsspec
-
-from pipeline import patterns
 from pipeline.faults import (
     AccessDenied,
     AlreadyThere,
@@ -33,7 +24,8 @@ from pipeline.faults import (
     retries,
     retry,
 )
-from pipeline.files import LocalFiles, ObjectInfo
+from pipeline.files import ObjectInfo
+from pipeline.inputs import absolute, backend_of, expand, open_read
 from pipeline.reader import Reader
 
 __all__ = [
@@ -52,199 +44,7 @@ __all__ = [
 ]
 log = logging.getLogger(__name__)
 
-READ_BLOCK = 5 << 20  # bytes of one ranged GET; smaller ones are bound by latency
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
-THREADS = 32  # concurrent small requests
-LIST_FROM = 9  # named objects from which on a listing is cheaper than a HEAD each
-LIST_SLACK = 100  # give a listing up when it is this many times longer than what is looked for
 RACES, RACERS = 4, 16  # Swift lets two of them win in 63 % of the rounds: 2 % pass unseen
-
-
-@functools.lru_cache(maxsize=4)
-def _connect(*_environment: object) -> Any:
-    """One connection pool per process and set of credentials; requests are repeated by us alone."""
-    connection = fsspec.filesystem(
-        "s3",
-        skip_instance_cache=True,
-        use_listings_cache=False,
-        config_kwargs={
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": READ_TIMEOUT_S,
-            "max_pool_connections": 2 * THREADS,
-            "retries": {"mode": "standard", "total_max_attempts": 1},
-        },
-    )
-    connection.retries = 1
-    return connection
-
-
-def _s3fs() -> Any:
-    """The s3fs file system of this process and environment."""
-    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-    return _connect(os.getpid(), *(os.environ.get(name) for name in names))
-
-
-class _S3:
-    """One request a call; ``list`` and ``glob`` alone repeat by themselves, page by page."""
-
-    def info(self, url: str) -> ObjectInfo | None:
-        bucket, key, _ = _s3fs().split_path(url)
-        if not key:
-            return None
-        try:
-            head = _s3fs().call_s3("head_object", Bucket=bucket, Key=key)
-        except FileNotFoundError:
-            return None
-        return ObjectInfo(url, head["ContentLength"], head["ETag"].strip('"'))
-
-    def get(self, url: str) -> bytes:
-        return _s3fs().cat_file(url, max_concurrency=1)  # more would ask for the size first
-
-    def get_range(self, url: str, start: int, length: int) -> bytes:
-        return _s3fs().cat_file(url, start=start, end=start + length)
-
-    def create(self, url: str, data: bytes) -> None:
-        self.put(url, data, mode="create")
-
-    def put(self, url: str, data: bytes, mode: str = "overwrite") -> None:
-        # In one part, whatever its size: Ceph ignores If-None-Match on multipart completion.
-        _s3fs().pipe_file(url, data, mode=mode, chunksize=max(len(data), READ_BLOCK))
-
-    def delete(self, url: str) -> None:
-        _s3fs().rm_file(url)
-
-    def open(self, url: str) -> tuple[BinaryIO, ObjectInfo]:
-        file = _s3fs().open(url, "rb", block_size=READ_BLOCK, cache_type="readahead")
-        details = file.details  # from a HEAD; each GET then carries its ETag in If-Match
-        if details["type"] != "file":
-            raise FileNotFoundError(url)
-        return file, ObjectInfo(url, details["size"], details["ETag"].strip('"'))
-
-    def list(self, prefix: str, delimiter: str = "") -> Iterator[ObjectInfo]:
-        bucket, key, _ = _s3fs().split_path(prefix)
-        if "/" not in prefix.removeprefix("s3://"):
-            raise NotFound(f"{prefix}: a bucket name without '/' cannot be a prefix")
-        request = {"Bucket": bucket, "Prefix": key, "Delimiter": delimiter}
-        while True:
-            call = functools.partial(_s3fs().call_s3, "list_objects_v2", **request)
-            page = retry(call, prefix)
-            for entry in page.get("Contents", []):
-                if not entry["Key"].endswith("/"):  # a console's placeholder for a folder
-                    url = f"s3://{bucket}/{entry['Key']}"
-                    yield ObjectInfo(url, entry["Size"], entry["ETag"].strip('"'))
-            if not page.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = page["NextContinuationToken"]
-
-    def glob(self, pattern: str) -> Iterator[ObjectInfo]:
-        prefix = patterns.static_prefix(pattern)
-        deep = "/" in pattern[len(prefix) :] or "**" in pattern
-        regex = patterns.glob_regex(pattern)
-        found = self.list(prefix, delimiter="" if deep else "/")
-        return (info for info in found if regex.fullmatch(info.url))
-
-
-def absolute(url: str) -> str:
-    """The one spelling of a URL: ``s3://bucket/key`` or an absolute path, no slash at the end.
-
-    Raises:
-        StorageError: another scheme.
-    """
-    if url.startswith("s3://"):
-        return "s3://" + url[5:].rstrip("/")
-    path = url.removeprefix("file://")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise StorageError(
-            f"{url}: no such storage here: give a local path, file:// or s3:// "
-            "(for other clouds set AWS_ENDPOINT_URL to their S3 endpoint)"
-        )
-    return os.path.abspath(path)
-
-
-def _backend(url: str) -> _S3 | LocalFiles:
-    return _S3() if url.startswith("s3://") else LocalFiles()
-
-
-# Inputs ------------------------------------------------------------------------------------------
-
-
-def expand(inputs: Sequence[str]) -> list[ObjectInfo]:
-    """Every shard that the inputs name, sorted by URL, each once.
-
-    An input is a path or URL with braces or glob, a directory or prefix (all ``*.tar`` below it),
-    or ``@file``, a list of such inputs, one a line.
-
-    Raises:
-        NotFound: an input, or one of the names it stands for, matches nothing.
-    """
-    origin = {absolute(n): text for text in _entries(inputs) for n in patterns.braces(text)}
-    if not origin:
-        raise NotFound(f"{' '.join(inputs) or 'the input'}: names no shard: check --input")
-    found = _listed([name for name in origin if not patterns.has_magic(name)])
-    with ThreadPoolExecutor(THREADS) as pool:
-        rest = [name for name in origin if name not in found]
-        for infos in pool.map(lambda name: _resolve(name, origin[name]), rest):
-            found.update((info.url, info) for info in infos)
-    return [found[url] for url in sorted(found)]
-
-
-def _entries(inputs: Iterable[str]) -> Iterator[str]:
-    """The inputs, with ``@file`` replaced by the lines of that file."""
-    for text in inputs:
-        if not text.startswith("@"):
-            yield text
-            continue
-        url = absolute(text[1:])
-        lines = retry(functools.partial(_backend(url).get, url), url).decode().splitlines()
-        yield from (line for line in map(str.strip, lines) if line and line[0] != "#")
-
-
-def _listed(names: list[str]) -> dict[str, ObjectInfo]:
-    """Those of many S3 names that a listing of their common prefix shows.
-
-    The listing is given up when the prefix holds far more than what is looked for.
-    """
-    found: dict[str, ObjectInfo] = {}
-    buckets: dict[str, list[str]] = {}
-    for name in names:
-        if re.match("s3://[^/]+/", name):
-            buckets.setdefault(name.split("/")[2], []).append(name)
-    for group in buckets.values():
-        if len(group) < LIST_FROM:
-            continue
-        listing = _S3().list(os.path.commonprefix(group))
-        wanted = set(group)
-        shown = itertools.islice(listing, LIST_SLACK * len(group))
-        found.update((info.url, info) for info in shown if info.url in wanted)
-    return found
-
-
-def _resolve(name: str, pattern: str) -> list[ObjectInfo]:
-    """The objects that one name without braces stands for; at least one."""
-    backend = _backend(name)
-    info = retry(lambda: backend.info(name), name)
-    if info is not None:
-        return [info]
-    if patterns.has_magic(name):
-        found = list(backend.glob(name))
-        hint = "matches no object"
-    else:
-        below = list(backend.list(name + "/"))
-        found = [info for info in below if info.url.endswith(".tar")]
-        hint = "does not exist" if not below else "holds no *.tar"
-    if not found:
-        raise NotFound(f"{name}: {hint} (input {pattern!r}): check the spelling and the listing")
-    return found
-
-
-def open_read(url: str, info: ObjectInfo | None = None) -> Reader:
-    """A sequential reader of an object; with ``info``, of exactly the version that was listed."""
-    url = absolute(url)
-    return Reader(url, _backend(url).open, info)
-
-
-# An archive --------------------------------------------------------------------------------------
 
 
 class Store:
@@ -254,7 +54,7 @@ class Store:
         """``conditional``: what :meth:`probe` has found out; workers are told by the driver."""
         self.root = absolute(uri)
         self.conditional = conditional
-        self._backend = _backend(self.root)
+        self._backend = backend_of(self.root)
 
     def url(self, name: str) -> str:
         """The full URL of an object."""
@@ -278,29 +78,31 @@ class Store:
         """Size and ETag, None if there is no such object."""
         return retry(lambda: self._backend.info(self.url(name)), self.url(name))
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        """Create an object, whole or not at all; True if it is there now with exactly these bytes.
+    def create(self, name: str, data: bytes) -> ObjectInfo | None:
+        """Create an object, whole or not at all; what is there now if it has exactly these bytes.
 
-        False means that another one came first; it is left alone.  Equal bytes count as ours: when
+        None means that another one came first; it is left alone.  Equal bytes count as ours: when
         a reply is lost after the server has stored the object, the repetition finds it there, and
         aiohttp repeats a PUT on a broken connection without telling us.  So writers that must tell
         each other apart have to write different bytes.
         """
         url = self.url(name)
 
-        def create() -> None:
+        def write() -> ObjectInfo:
             if self.conditional:
-                self._backend.create(url, data)
-            elif self._backend.info(url) is not None:
+                return self._backend.create(url, data)
+            if self._backend.info(url) is not None:
                 raise AlreadyThere(url)
-            else:
-                self._backend.put(url, data)
+            return self._backend.put(url, data)
 
         try:
-            retry(create, url)
+            return retry(write, url)
         except AlreadyThere:
-            return self.get(name) == data
-        return True
+            return self.info(name) if self.get(name) == data else None
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """:meth:`create`, for those who need no more than whether these bytes are there now."""
+        return self.create(name, data) is not None
 
     def put(self, name: str, data: bytes) -> None:
         """Write or overwrite: for summaries and manifests, which nobody else writes."""
@@ -322,7 +124,9 @@ class Store:
         """Find out before any work whether the archive can be written, and how safely.
 
         Writes, reads back, lists and deletes small objects.  True if create-only writes hold, also
-        when several writers race; else this Store checks and then writes, and says so in the log.
+        when several writers race; else this Store asks (HEAD) and then writes (PUT), and says so
+        in the log.  A process that is killed in here leaves objects named ``probe-*``, which
+        nothing reads.
 
         Raises:
             NotWritable: with the cause and the way out.
@@ -337,19 +141,27 @@ class Store:
         self.conditional = self._create_only_holds(name)
         if not self.conditional:
             log.warning(
-                "%s: no atomic create-only writes here; checking before each write instead. "
-                "Do not run two jobs on this output at once.",
+                "%s: no atomic create-only writes here (conditional PUT, hard links); falling back "
+                "to HEAD + PUT. Do not run two jobs on this output at once.",
                 self.root,
             )
         return self.conditional
 
     def _backend_probe(self, name: str) -> None:
-        self.put(name, b"probe")
+        """Whether writing, reading, listing and deleting show at once what was done before."""
+        url = self.url(name)
+        retry(lambda: self._backend.put(url, b"probe, first"), url)
         try:
-            if self.get(name) != b"probe" or name not in self.names(name):
-                raise NotWritable(f"{self.url(name)}: what was written does not come back")
+            written = retry(lambda: self._backend.put(url, b"probe"), url)
+            if self.get(name) != b"probe" or list(self.list(name)) != [written]:
+                raise NotWritable(
+                    f"{url}: what was written does not come back at once, or with another ETag: "
+                    "this store, or a cache before it, shows old states; choose another output"
+                )
         finally:
             self._remove(name)
+        if name in self.names(name):
+            log.warning("%s is still listed after it was deleted", url)
 
     def _create_only_holds(self, name: str) -> bool:
         names = [f"{name}-{race}" for race in range(RACES)]

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -32,10 +33,18 @@ from pipeline import keep
 from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
 
 ROW_GROUP = 1024  # rows
+MANIFEST_GROUP = 10_000  # tables; a row group of the manifest, and what is in memory at once
 PREFIX = "pqmim."
 STRINGS = ("key", "status", "error")
 # What a flipped byte raises: found by flipping every byte of a table (bad UTF-8 is a ValueError).
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
+
+
+MANIFEST = pa.schema(
+    [(name, pa.string()) for name in ("name", "shard_id", "url", "outcome")]
+    + [(name, pa.int64()) for name in ("rows", "ok_rows", "pixels", "code_bytes", "table_bytes")]
+    + [("table_sha256", pa.string())]
+)
 
 
 class BadTable(Exception):
@@ -123,12 +132,18 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
     if plan.stores_bitstream:
         coder = {"stages": plan.stages, "constriction": version("constriction")}
         footer["coder"] = json.dumps(coder, sort_keys=True)
-    table = pa.table(data, schema=columns.with_metadata({PREFIX + k: v for k, v in footer.items()}))
-    text = {*STRINGS, *(n for n in columns.names if columns.field(n).type == pa.string())}
+    return to_parquet(pa.table(data, schema=columns), footer)
+
+
+def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:
+    """The file of a code table, and of several of them joined."""
+    names = table.schema.names
+    text = {*STRINGS, *(n for n in names if table.schema.field(n).type == pa.string())}
+    table = table.replace_schema_metadata({PREFIX + k: v for k, v in footer.items()})
     sink = io.BytesIO()
     pq.write_table(
         table, sink, version="2.6", row_group_size=ROW_GROUP, use_dictionary=["status"],
-        compression={n: "zstd" if n in text else "none" for n in columns.names},
+        compression={n: "zstd" if n in text else "none" for n in names},
         write_statistics=["key", "width", "height"], write_page_index=True,
         write_page_checksum=True,
     )  # fmt: skip
@@ -195,8 +210,16 @@ def read_listing(data: bytes) -> list[ShardSpec]:
         raise BadTable(f"inputs.parquet is damaged: {error}") from error
 
 
-def write_manifest(results: Sequence[ShardResult]) -> bytes:
+def write_manifest(results: Iterable[ShardResult]) -> bytes:
     """``manifest.parquet``: one row a table, what readers open instead of listing."""
+    sink, left = io.BytesIO(), iter(results)
+    with pq.ParquetWriter(sink, MANIFEST, compression="zstd") as writer:
+        while batch := list(itertools.islice(left, MANIFEST_GROUP)):
+            writer.write_table(_manifest_rows(batch))
+    return sink.getvalue()
+
+
+def _manifest_rows(results: Sequence[ShardResult]) -> pa.Table:
     data = {
         "name": [f"codes/{r.shard_id}.parquet" for r in results],
         "shard_id": [r.shard_id for r in results],
@@ -209,6 +232,4 @@ def write_manifest(results: Sequence[ShardResult]) -> bytes:
         "table_bytes": [r.table_bytes for r in results],
         "table_sha256": [r.table_sha256 for r in results],
     }
-    sink = io.BytesIO()
-    pq.write_table(pa.table(data), sink, compression="zstd")
-    return sink.getvalue()
+    return pa.table(data, schema=MANIFEST)

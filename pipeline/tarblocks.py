@@ -1,34 +1,27 @@
 """The 512-byte blocks of a tar: headers, data, damage, and an account of every byte.
 
 Walks the blocks itself because Python's tarfile ends silently at the first bad header.  Here a bad
-header is named in ``damage`` and the search for the next good one goes on at the next byte.  ustar,
-GNU long names, PAX records and base-256 sizes; sparse members are told apart, not expanded.
+header is named in ``damage`` and the search for the next good one goes on: from the start of the
+data before it, read or skipped, because bytes that are missing there, or a size that lies, make a
+member swallow the headers after it.  Sparse members are told apart, not expanded.
 
-A header block: name 0:100, size 124:136, checksum 148:156, type 156, magic 257:263, prefix 345:500.
+What no reader can tell from a nested tar: a wrong size, under a right checksum, that ends exactly
+before a later header.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-_BLOCK = 512
-_ZEROS = bytes(_BLOCK)
+from pipeline.tarheaders import BLOCK, Header, packed_format, parse_header, pax_records, text
+
+_ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 18  # bytes asked of the stream at once; 16 times more for large members
 _SEEK_BYTES = 4 << 20  # from here on a new range request costs less than reading on
 _MAX_EXTENDED = 1 << 20  # bytes of a PAX record or a long name; the kernel's limit on paths is 4096
-_PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=\n]+)=")
 _DATALESS = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directory, fifo
 _EXTENDED = (b"x", b"X", b"g", b"L", b"K")
-
-
-class _Header(NamedTuple):
-    name: str
-    size: int
-    kind: bytes
-    sparse_list: bool  # old GNU sparse: more of its block list follows
 
 
 class TarMember(NamedTuple):
@@ -49,6 +42,7 @@ class TarBlocks:
         self._at = 0  # next byte in the buffer
         self._base = 0  # of the buffer in the object
         self._last: tuple[int, bytes, bytes] | None = None  # offset, data and padding just read
+        self._skipped: int | None = None  # where the data just skipped begin
         self._cut = False  # the object ended inside what was read or skipped last
         self._global: dict[bytes, bytes] = {}
         self._local: dict[bytes, bytes] = {}
@@ -65,8 +59,8 @@ class TarBlocks:
         while going_on:
             self.overrun = False
             offset = self.position
-            block = self._take(_BLOCK)
-            header = _parse_header(block)
+            block = self._take(BLOCK)
+            header = parse_header(block)
             if block == _ZEROS:
                 going_on = self._pass_zeros(offset)
             elif header is None:
@@ -89,15 +83,19 @@ class TarBlocks:
     def read(self, size: int) -> bytes | None:
         """The data of the member just yielded; None if the object ends before they do."""
         offset = self.position
+        if size > max(_SEEK_BYTES, self._size - offset) and self._stream.seekable():
+            self.skip(size)  # more than there is: no reason to hold it all
+            return None
+        self._last = self._skipped = None
         data = self._take(size)
-        self._last = offset, data, self._take(-size % _BLOCK)
+        self._last = offset, data, self._take(-size % BLOCK)
         self._cut = len(data) < size
         return None if self._cut else data
 
     def skip(self, size: int) -> bool:
         """Step over the data of the member just yielded; False if the object ends before."""
-        self._last = None
-        left = size + -size % _BLOCK - (len(self._buffer) - self._at)
+        self._last, self._skipped = None, self.position
+        left = size + -size % BLOCK - (len(self._buffer) - self._at)
         if left <= 0:
             self._at = len(self._buffer) + left
             return True
@@ -137,22 +135,22 @@ class TarBlocks:
             have += len(chunk)
         self._buffer = b"".join(parts)
 
-    def _member(self, header: _Header, offset: int) -> TarMember:
+    def _member(self, header: Header, offset: int) -> TarMember:
         """Apply the extended headers; walk over the block list of an old GNU sparse member."""
         extended = {**self._global, **self._local}
         self._local = {}
         path = extended.get(b"GNU.sparse.name", extended.get(b"path"))
-        name = header.name if path is None else _text(path).rstrip("/")
+        name = header.name if path is None else text(path).rstrip("/")
         size = int(extended.get(b"size", header.size))
         sparse = header.kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in extended)
         if header.kind == b"S":
             more = header.sparse_list
             while more:
-                more = self._take(_BLOCK)[504:505] not in (b"", b"\0")
+                more = self._take(BLOCK)[504:505] not in (b"", b"\0")
         size = 0 if header.kind in _DATALESS else size
         return TarMember(name, size, header.kind, offset, sparse)
 
-    def _extend(self, header: _Header) -> bool:
+    def _extend(self, header: Header) -> bool:
         """Remember a PAX or GNU long-name header for the member after it; the first one wins."""
         if header.size > _MAX_EXTENDED:
             self.skip(header.size)
@@ -164,7 +162,7 @@ class TarBlocks:
         if header.kind == b"L":
             self._local = {b"path": data.split(b"\0")[0], **self._local}
         elif header.kind != b"K":
-            records = _pax_records(data)
+            records = pax_records(data)
             if records is None:
                 return False
             if header.kind == b"g":
@@ -175,19 +173,19 @@ class TarBlocks:
 
     def _pass_zeros(self, offset: int) -> bool:
         """After one block of zeros: True if anything but zeros follows, which is damage."""
-        self._last = None
-        zeros = _BLOCK
+        self._last = self._skipped = None
+        zeros = BLOCK
         while chunk := self._take(_CHUNK):
             rest = chunk.lstrip(b"\0")
             if rest:
-                blocks = (len(chunk) - len(rest)) // _BLOCK
-                zeros += blocks * _BLOCK
-                self._at -= len(chunk) - blocks * _BLOCK
-                what = "end-of-archive blocks" if zeros > _BLOCK else "a lone block of zeros"
+                blocks = (len(chunk) - len(rest)) // BLOCK
+                zeros += blocks * BLOCK
+                self._at -= len(chunk) - blocks * BLOCK
+                what = "end-of-archive blocks" if zeros > BLOCK else "a lone block of zeros"
                 self.damage.append(f"byte {offset}: {what}, but data follow at {self.position}")
                 return True
             zeros += len(chunk)
-        if zeros < 2 * _BLOCK:
+        if zeros < 2 * BLOCK:
             self.damage.append(self._truncated("one end-of-archive block of two"))
         elif self.position < self._size:
             self.damage.append(self._truncated("after the end-of-archive blocks"))
@@ -197,9 +195,9 @@ class TarBlocks:
         return False
 
     def _bad_header(self, offset: int, block: bytes) -> str:
-        if len(block) == _BLOCK:
-            packed = " of a gzip file" if offset == 0 and block[:2] == b"\x1f\x8b" else ""
-            return f"byte {offset}: bad header{packed}"
+        if len(block) == BLOCK:
+            packed = packed_format(block) if offset == 0 else None
+            return f"byte {offset}: bad header" + (f" of a {packed} file" if packed else "")
         return self._truncated("inside a header" if block else "no end-of-archive blocks")
 
     def _truncated(self, where: str) -> str:
@@ -219,19 +217,22 @@ class TarBlocks:
     def _recover(self, cause: str, offset: int) -> bool:
         """Go to the next good header and note the damage; False if there is none.
 
-        The search begins with the data read last: when bytes are missing, that member has swallowed
-        the header after it.
+        The search begins with the data read or skipped last: when bytes are missing, that member
+        has swallowed the header after it.
         """
         self._local = {}
         if self._last is not None:
             start, data, padding = self._last
             self._buffer = data + padding + self._buffer[self._at :]
-            self._base, self._at, self._last = start, 0, None
+            self._base, self._at = start, 0
+        elif self._skipped is not None:
+            self._go_back(self._skipped)
+        self._last = self._skipped = None
         found = self._find_header()
         place = self.position
         self.overrun = found and place < offset
         if self.overrun:
-            cause += f"; bytes are missing before it, read on at byte {place}"
+            cause += f"; bytes are missing before it or a size is wrong, read on at byte {place}"
         elif found:
             cause += f"; {place - offset} bytes skipped"
         elif place > offset:
@@ -241,15 +242,23 @@ class TarBlocks:
         self.damage.append(cause)
         return found
 
+    def _go_back(self, offset: int) -> None:
+        """Read on at ``offset``, if that is still in the buffer or the stream can seek."""
+        if offset >= self._base:
+            self._at = offset - self._base
+        elif self._stream.seekable():
+            self._stream.seek(offset)
+            self._buffer, self._base, self._at = b"", offset, 0
+
     def _find_header(self) -> bool:
         """Move to the next good header at any alignment, or to the end of the object."""
         while True:
             magic = self._buffer.find(b"ustar", self._at + 257)
             if magic >= 0:
                 self._at = magic - 257
-                block = self._take(_BLOCK)
+                block = self._take(BLOCK)
                 self._at -= len(block)
-                if _parse_header(block) is not None:
+                if parse_header(block) is not None:
                     return True
                 self._at += 1
                 continue
@@ -259,70 +268,3 @@ class TarBlocks:
             if len(self._buffer) == have:
                 self._at = have
                 return False
-
-
-def _parse_header(block: bytes) -> _Header | None:
-    """The fields of a header block; None if the checksum says that it is not one."""
-    if len(block) < _BLOCK:
-        return None
-    try:
-        stored = _number(block[148:156])
-        if not _checksum_is(stored, block[:148] + b" " * 8 + block[156:]):
-            return None
-        size = _number(block[124:136])
-    except ValueError:
-        return None
-    if size < 0:
-        return None
-    kind = block[156:157]
-    name = _text(block[:100])
-    if block[257:263] == b"ustar\0" and block[345]:
-        name = f"{_text(block[345:500])}/{name}"
-    if kind == b"\0" and name.endswith("/"):
-        kind = b"5"  # a directory in the tar of Unix V7
-    return _Header(name, size, kind, sparse_list=block[482] != 0)
-
-
-def _checksum_is(stored: int, block: bytes) -> bool:
-    """Sum of the bytes, or of signed bytes as some old tars have it.
-
-    The low half of adler32 is 1 + the sum, modulo 65521: ten times faster than ``sum``.
-    """
-    if zlib.adler32(block) & 0xFFFF == (stored + 1) % 65521:
-        return True
-    return stored == sum(byte - 256 if byte > 127 else byte for byte in block)
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or GNU's base 256 where the first byte is 0x80 or 0xff.
-
-    Raises:
-        ValueError: neither.
-    """
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    if field[0] == 0xFF:
-        return int.from_bytes(field, "big", signed=True)
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _pax_records(data: bytes) -> dict[bytes, bytes] | None:
-    """``length keyword=value\\n`` records; None if malformed."""
-    records = {}
-    at = 0
-    while at < len(data) and data[at]:
-        match = _PAX_RECORD.match(data, at)
-        if match is None:
-            return None
-        end = at + int(match[1])
-        if end <= match.end() or data[end - 1 : end] != b"\n":
-            return None
-        records[match[2]] = data[match.end() : end - 1]
-        at = end
-    if not records.get(b"size", b"0").isdigit():
-        return None
-    return records

@@ -116,6 +116,15 @@ class PQVAE(nn.Module):
         self.decoder = Decoder(config)
 
     @torch.no_grad()
+    def refresh_gain(self) -> None:
+        """Take over from the linear decoder what an error of each sub-code costs in the pixels."""
+        power = self.decoder.linear.weight.square().sum(dim=(0, 2, 3))  # [M*d]
+        used = self.encoder.used.flatten()
+        shape = (self.config.subcodes, self.config.subcode_dims)
+        total = (power * used).reshape(shape).sum(1)
+        self.quantizer.gain.copy_(total / used.reshape(shape).sum(1).clamp_min(1.0))
+
+    @torch.no_grad()
     def encode(self, pixels: Tensor, quality: int) -> Tensor:
         """uint8 [B,3,H,W], H and W multiples of the stride -> codes int64 [B,H/f,W/f,quality]."""
         return self.quantizer.encode(self.encoder(to_float(pixels)), quality)
@@ -133,8 +142,12 @@ def channels_last(model: PQVAE) -> PQVAE:
 
 
 @torch.no_grad()
-def start_linear(model: PQVAE, x: Tensor) -> None:
-    """Set the linear maps to the leading principal components of the patches of [B,3,H,W]."""
+def start_linear(model: PQVAE, x: Tensor, bits: float) -> None:
+    """Set the linear maps to the leading principal components of the patches of [B,3,H,W].
+
+    ``bits`` is what water-filling gives a sub-code on average: log2(K) for codes of fixed length,
+    less for entropy-coded ones, which spend more than the average on busy places.
+    """
     config, encoder, decoder = model.config, model.encoder, model.decoder
     patches = encoder.patch(x).permute(0, 2, 3, 1).flatten(0, 2).double()  # [N, 3 f^2]
     mean = patches.mean(0)
@@ -142,7 +155,7 @@ def start_linear(model: PQVAE, x: Tensor) -> None:
     axes, energy = axes.flip(1).T.to(x.dtype), energy.flip(0)  # strongest first
     for layer in (encoder.linear, decoder.linear):
         _zero(layer)
-    channels = _allocate(config, energy.tolist())
+    channels = _allocate(config, energy.tolist(), bits)
     power = torch.zeros(config.subcodes)  # every sub-code is scaled to unit power
     for channel, strength in zip(channels, energy.tolist(), strict=False):
         power[channel // config.subcode_dims] += strength
@@ -156,16 +169,15 @@ def start_linear(model: PQVAE, x: Tensor) -> None:
     decoder.linear.bias.copy_(mean)  # type: ignore[union-attr]
 
 
-def _allocate(config: AutoencoderConfig, energy: list[float]) -> list[int]:
+def _allocate(config: AutoencoderConfig, energy: list[float], budget: float) -> list[int]:
     """The latent channel of each principal component, strongest first.
 
     Reverse water-filling gives component k log2(sigma_k / theta) bits; consecutive components share
-    a sub-code until its log2(K) bits are spent.  So sub-code 0 holds two or three strong
+    a sub-code until its budget of bits is spent.  So sub-code 0 holds two or three strong
     components, the last ones d weak ones, and every prefix of the sub-codes is close to the best of
     its rate.
     """
     deviation = [math.log2(max(e, 1e-12)) / 2 for e in energy[: config.latent_dims]]
-    budget = math.log2(config.codewords)
     low, high = min(deviation) - budget * config.subcodes, max(deviation)
     for _ in range(60):
         theta = (low + high) / 2

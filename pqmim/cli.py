@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pqmim import bitstream, checkpoint, schedule
+from pqmim import bitstream, checkpoint, commands, schedule
 from pqmim.codec import Codec
+from pqmim.evaluation import command
 from pqmim.prior_config import PriorConfig
 
-STDIO = "-"
 SUFFIX = ".pqm"
 
 
@@ -29,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _compress_flags(verbs.add_parser("compress", help="an image to a .pqm file"))
     _decompress_flags(verbs.add_parser("decompress", help="a .pqm file to an image"))
+    commands.complete_flags(verbs.add_parser("complete", help="keep some codes, draw the others"))
     _info_flags(verbs.add_parser("info", help="what a .pqm file or a weights file holds"))
-    _eval_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
+    command.add_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
     _train_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
     _train_prior_flags(stages.add_parser("prior", help="stage 2, the entropy model of its codes"))
@@ -47,7 +46,8 @@ def _compress_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="the .pqm file, or - for stdout")
     parser.add_argument("--quality", type=int, help="sub-codes to keep, from 1 (all of them)")
     parser.add_argument("--fast", action="store_true", help="fewer stages: less time, more bytes")
-    _model_flags(parser)
+    parser.add_argument("--max-bytes", type=int, help="the best picture in so many bytes: 200")
+    commands.model_flags(parser)
     parser.set_defaults(call=compress)
 
 
@@ -55,51 +55,37 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="the .pqm file, or - for stdin")
     parser.add_argument("output", help="PNG, JPEG, ... by its suffix, or - for a PNG on stdout")
     parser.add_argument("--partial", action="store_true", help="show what a cut-off file still has")
-    _model_flags(parser)
+    parser.add_argument(
+        "--complete", choices=("mean", "draw"), nargs="?", const="mean",
+        help="as --partial, and fill what was not sent: by its mean (nearest), or drawn (sharp)",
+    )  # fmt: skip
+    commands.rule_flags(parser)
+    commands.model_flags(parser)
     parser.set_defaults(call=decompress)
-
-
-def _model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", default="default", help="path or name (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="%(default)s")
 
 
 def compress(args: argparse.Namespace) -> int:
     """Image file to ``.pqm``."""
-    with Image.open(io.BytesIO(_read(args.input))) as image:
-        rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if args.max_bytes is not None and (args.quality is not None or args.fast):
+        raise ValueError("--max-bytes chooses the quality and the stages itself")
+    pixels = commands.read_pixels(commands.read(args.input))
     codec = Codec.load(args.weights, args.device)
+    if args.max_bytes is not None:
+        commands.write(args.output, codec.compress_to(pixels, args.max_bytes))
+        return 0
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
-    pixels = torch.from_numpy(rgb).permute(2, 0, 1)
-    _write(args.output, codec.compress(pixels, args.quality, plan))
+    commands.write(args.output, codec.compress(pixels, args.quality, plan))
     return 0
 
 
 def decompress(args: argparse.Namespace) -> int:
     """``.pqm`` to image file."""
     codec = Codec.load(args.weights, args.device)
-    pixels = codec.decompress(_read(args.input), partial=args.partial)
-    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-    suffix = ".png" if args.output == STDIO else Path(args.output).suffix.lower()
-    formats = Image.registered_extensions()
-    if suffix not in formats:
-        raise ValueError(f"{args.output}: no image format has the suffix {suffix!r}")
-    buffer = io.BytesIO()
-    image.save(buffer, formats[suffix])
-    _write(args.output, buffer.getvalue())
+    fill = commands.rule(args) if args.complete == "draw" else args.complete
+    partial = args.partial or args.complete is not None
+    pixels = codec.decompress(commands.read(args.input), partial=partial, fill=fill)
+    commands.write_pixels(args.output, pixels)
     return 0
-
-
-def _read(name: str) -> bytes:
-    return sys.stdin.buffer.read() if name == STDIO else Path(name).read_bytes()
-
-
-def _write(name: str, data: bytes) -> None:
-    if name == STDIO:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    else:
-        Path(name).write_bytes(data)
 
 
 def _info_flags(parser: argparse.ArgumentParser) -> None:
@@ -112,8 +98,8 @@ def _info_flags(parser: argparse.ArgumentParser) -> None:
 
 def info(args: argparse.Namespace) -> int:
     """Print the description of a file."""
-    if args.target == STDIO or args.target.endswith(SUFFIX):
-        report = _describe_stream(_read(args.target))
+    if args.target == commands.STDIO or args.target.endswith(SUFFIX):
+        report = _describe_stream(commands.read(args.target))
     else:
         report = _describe_weights(args.target)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
@@ -124,7 +110,7 @@ def _describe_stream(data: bytes) -> dict[str, object]:
     """What the header says; the payload is not decoded."""
     stream = bitstream.parse(data)
     return {
-        "version": bitstream.VERSION, "model": stream.model.hex(),
+        "version": stream.version, "model": stream.model.hex(),
         "width": stream.width, "height": stream.height, "quality": stream.quality,
         "plan": list(stream.plan), "stages": stream.stages, "stages_planned": stream.planned,
         "crc32": f"{stream.crc32:08x}", "bytes": len(data),
@@ -148,30 +134,6 @@ def _describe_weights(name: str) -> dict[str, object]:
         "bpp": {m: codec.bpp(m) for m in range(1, codec.config.subcodes + 1)},
         "prior": None if weights.prior is None else dataclasses.asdict(weights.prior.config),
     }  # fmt: skip
-
-
-def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="PNG, JPEG, ... images")
-    parser.add_argument("--rates", action="store_true", help="what the entropy model saves instead")
-    parser.add_argument("--fast", action="store_true", help="fewer stages, with --rates")
-    parser.add_argument("--weights", default="default", help="path or name (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="%(default)s")
-    parser.set_defaults(call=evaluate)
-
-
-def evaluate(args: argparse.Namespace) -> int:
-    """Print the model's curve beside JPEG's, or file rates beside raw codes and JPEG."""
-    from pqmim.evaluation import rate, rd
-
-    if args.rates:
-        codec = Codec.load(args.weights, args.device)
-        plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
-        results = rate.rates(codec, args.folder, rate.default_qualities(codec), plan)
-        sys.stdout.write(rate.table(results))
-        return 0
-    ours, jpeg, count = rd.compare(Codec.load(args.weights, args.device), args.folder)
-    sys.stdout.write(f"{count} images of {args.folder}\n{rd.table(ours, jpeg)}")
-    return 0
 
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +191,10 @@ def train_prior(args: argparse.Namespace) -> int:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
     train, held_out = codes.load_codes(codec, shards, args.passes)
     device = torch.device(args.device)
-    trained = prior.train_prior(recipe, train, held_out, args.out, device)
+    quantizer = codec.model.quantizer
+    trained = prior.train_prior(
+        recipe, train, held_out, args.out, device, quantizer.codebook, quantizer.lengths()
+    )
     sys.stdout.write(f"{checkpoint.write(codec.model, args.out, trained)}\n")
     return 0
 

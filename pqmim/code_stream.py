@@ -16,7 +16,7 @@ prefix of the stages (:func:`decode_prefix`).  Codes that were not sent read as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ NEVER = -1  # stage of what lies outside the image
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
 
 Shape = tuple[int, int, int]  # h, w, m
+Coder = Callable[[NDArray[np.int64], NDArray[np.int64]], bytes]  # intervals to a payload
 
 
 @dataclass
@@ -110,11 +111,12 @@ def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> 
     return list(weights.split(cells.sum(axis=(1, 2)).tolist()))
 
 
-def _windows_at_once(model: Model) -> int:
+def windows_at_once(model: Model) -> int:
+    """Windows of one pass of the model."""
     return WINDOWS_AT_ONCE.get(model.device.type, WINDOWS_AT_ONCE["cpu"])
 
 
-def _chunks(
+def chunks(
     grids: Sequence[Grid], stages: Sequence[int], size: int
 ) -> Iterator[list[tuple[Grid, int, int]]]:
     """All (grid, window, stage) of the stages, in lists of at most ``size``."""
@@ -136,10 +138,10 @@ def intervals(
     found = [(np.zeros(g.codes.shape, np.int64), np.zeros(g.codes.shape, np.int64)) for g in grids]
     by_grid = {id(grid): pair for grid, pair in zip(grids, found, strict=True)}
     longest = max((grid.groups for grid in grids), key=len, default=[])
-    size = _windows_at_once(model)
+    size = windows_at_once(model)
     for group in sorted(set(longest)):
         stages = [s for s, g in enumerate(longest) if g == group]
-        for jobs in _chunks(grids, stages, size):
+        for jobs in chunks(grids, stages, size):
             for (grid, window, stage), weights in zip(
                 jobs, predict(model, jobs, group), strict=True
             ):
@@ -157,6 +159,7 @@ def encode_images(
     images: Sequence[NDArray[np.uint8]],
     plan: Sequence[int],
     sent: int | None = None,
+    coder: Coder = entropy.encode_intervals,
 ) -> list[bytes]:
     """Codes [h, w, m] of each image -> its payload, of the first ``sent`` stages (None: all).
 
@@ -168,7 +171,7 @@ def encode_images(
     for grid, (start, length) in zip(grids, intervals(model, grids), strict=True):
         order = [grid.stages == stage for stage in range(len(grid.groups))]
         payloads.append(
-            entropy.encode_intervals(
+            coder(
                 np.concatenate([start[sent] for sent in order]),
                 np.concatenate([length[sent] for sent in order]),
             )
@@ -251,7 +254,7 @@ def _predictions(
     model: Model, grids: Sequence[Grid], stage: int
 ) -> Iterator[tuple[Grid, int, NDArray[np.float32]]]:
     """(grid, window, weights [n, K]) of every window that this stage sends codes of, in order."""
-    for jobs in _chunks(grids, [stage], _windows_at_once(model)):
+    for jobs in chunks(grids, [stage], windows_at_once(model)):
         group = jobs[0][0].groups[stage]
         for (grid, window, _), weights in zip(jobs, predict(model, jobs, group), strict=True):
             span = grid.span(group)

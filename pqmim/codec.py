@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim import bitstream, checkpoint, code_stream, integer, prior_checkpoint, schedule
-from pqmim.autoencoder import PQVAE, channels_last, to_uint8
-from pqmim.bitstream import MAX_PIXELS, BitstreamError, Stream
-from pqmim.entropy import PayloadError
+from pqmim import (
+    budget,
+    checkpoint,
+    code_stream,
+    files,
+    filling,
+    integer,
+    prior_checkpoint,
+    schedule,
+    search,
+)
+from pqmim.autoencoder import PQVAE, channels_last, to_float
+from pqmim.bitstream import MAX_PIXELS
+from pqmim.completion import Rule
+from pqmim.padding import reflect_pad
 
 Codes = NDArray[np.uint8]  # [h, w, m]
 
@@ -47,6 +57,7 @@ class Codec:
     ) -> None:
         self.device = torch.device(device)
         self.model = channels_last(model.eval().to(self.device))
+        self.model.refresh_gain()
         self.config, self.fingerprint = model.config, fingerprint
         self.code_dtype = torch.uint8 if self.config.codewords <= 256 else torch.uint16
         self._prior_checkpoint = prior
@@ -84,6 +95,20 @@ class Codec:
                 self._prior = integer.load(self._prior_checkpoint, self.device)
             return self._prior
 
+    def needed_prior(self) -> integer.Model:
+        """The entropy model.
+
+        Raises:
+            NoPriorError: the weights hold none.
+        """
+        prior = self.prior
+        if prior is None:
+            raise NoPriorError(
+                f"model {self.fingerprint[:16]} has no entropy model, so it makes codes but no "
+                "bitstreams; use weights that hold one"
+            )
+        return prior
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the code grid of an image."""
         stride = self.config.stride
@@ -99,6 +124,55 @@ class Codec:
         Raises:
             ValueError: another dtype or shape, or a quality outside 1..M.
         """
+        padded, quality = self._padded(pixels, quality)
+        return self.model.encode(padded, quality).to(self.code_dtype)
+
+    @torch.no_grad()
+    def search(
+        self,
+        pixels: Tensor,
+        quality: int | None = None,
+        price: float = search.DEFAULT_PRICE,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN,
+    ) -> tuple[Tensor, list[bytes]]:
+        """The codes that are worth their bits, and their payloads (:mod:`pqmim.search`).
+
+        Args:
+            pixels: uint8 [B,3,H,W].
+            quality: sub-codes to keep; None: all.
+            price: squared error that a bit is worth; a higher one gives smaller files.
+            plan: the stage schedule.
+
+        Returns:
+            Codes uint8 [B,h,w,quality] on the CPU, and what :meth:`entropy_encode` makes of them.
+
+        Raises:
+            NoPriorError: the weights hold no entropy model.
+            ValueError: see :meth:`encode`; or a price that is not above 0.
+        """
+        return self.search_latent(self.latent(pixels, quality), price, plan)
+
+    @torch.no_grad()
+    def latent(self, pixels: Tensor, quality: int | None = None) -> Tensor:
+        """uint8 [B,3,H,W] -> float [B,h,w,quality,d]: what :meth:`search_latent` starts from."""
+        padded, quality = self._padded(pixels, quality)
+        latent = self.model.encoder(to_float(padded)).permute(0, 2, 3, 1)
+        shape = (*latent.shape[:3], self.config.subcodes, self.config.subcode_dims)
+        return latent.reshape(shape)[..., :quality, :]
+
+    @torch.no_grad()
+    def search_latent(
+        self, latent: Tensor, price: float, plan: Sequence[int] = schedule.DEFAULT_PLAN
+    ) -> tuple[Tensor, list[bytes]]:
+        """The second half of :meth:`search`: float [B,h,w,m,d] -> codes and payloads."""
+        prior, quantizer = self.needed_prior(), self.model.quantizer
+        targets = [search.Target.of(v, quantizer.codebook, quantizer.gain) for v in latent]
+        shape = (int(latent.shape[1]), int(latent.shape[2]), int(latent.shape[3]))
+        codes, payloads = search.search_images(prior, targets, [shape] * len(latent), plan, price)
+        return torch.from_numpy(np.stack(codes)), payloads
+
+    def _padded(self, pixels: Tensor, quality: int | None) -> tuple[Tensor, int]:
+        """Checked pixels, padded, on the device; and the checked quality."""
         quality = self.config.subcodes if quality is None else quality
         if not 1 <= quality <= self.config.subcodes:
             raise ValueError(f"quality {quality} is outside 1..{self.config.subcodes}")
@@ -107,15 +181,28 @@ class Codec:
             raise ValueError(f"pixels must be uint8 [B,3,H,W], not {pixels.dtype} {shape}")
         if min(pixels.shape) < 1:
             raise ValueError(f"an empty batch or image: {tuple(pixels.shape)}")
-        padded = reflect_pad(pixels.to(self.device), self.config.stride)
-        return self.model.encode(padded, quality).to(self.code_dtype)
+        return reflect_pad(pixels.to(self.device), self.config.stride), quality
 
-    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
+    def decode(self, codes: Tensor, height: int, width: int, known: Tensor | None = None) -> Tensor:
         """Codes [B,h,w,m] of images of height x width -> uint8 [B,3,height,width].
+
+        Args:
+            codes: their values.
+            height: of the images, in pixels.
+            width: of the images.
+            known: bool of the codes' shape; what is False there is absent, whatever it holds.
 
         Raises:
             ValueError: codes that cannot be of such an image or such a model.
         """
+        self.check_codes(codes, height, width)
+        codes = codes.to(self.device, torch.int64)
+        if known is not None:
+            return filling.decode_known(self, codes, known, height, width)
+        return self.model.decode(codes)[..., :height, :width].contiguous()
+
+    def check_codes(self, codes: Tensor, height: int, width: int) -> None:
+        """Raises ValueError for codes that cannot be of such an image or such a model."""
         if codes.ndim != 4 or tuple(codes.shape[1:3]) != self.grid(height, width):
             rows, columns = self.grid(height, width)
             raise ValueError(
@@ -124,10 +211,9 @@ class Codec:
             )
         if not 1 <= codes.shape[3] <= self.config.subcodes:
             raise ValueError(f"{codes.shape[3]} sub-codes, the model has {self.config.subcodes}")
-        codes = codes.to(self.device, torch.int64)
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.codewords:
+        values, end = codes.to(torch.int64), self.config.codewords  # uint16 has no min
+        if codes.numel() and not 0 <= int(values.min()) <= int(values.max()) < end:
             raise ValueError(f"codes outside 0..{self.config.codewords - 1}: of another model?")
-        return self.model.decode(codes)[..., :height, :width].contiguous()
 
     def compress(
         self,
@@ -135,9 +221,10 @@ class Codec:
         quality: int | None = None,
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
         stages: int | None = None,
+        price: float = 0.0,
     ) -> bytes:
-        """uint8 [3,H,W] -> a ``.pqm`` file; see :meth:`compress_batch`."""
-        return self.compress_batch(pixels[None], quality, plan, stages)[0]
+        """uint8 [3,H,W] -> a ``.pqm`` file; see :func:`pqmim.files.compress_batch`."""
+        return files.compress_batch(self, pixels[None], quality, plan, stages, price)[0]
 
     def compress_batch(
         self,
@@ -145,22 +232,10 @@ class Codec:
         quality: int | None = None,
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
         stages: int | None = None,
+        price: float = 0.0,
     ) -> list[bytes]:
-        """uint8 [B,3,H,W] -> one ``.pqm`` file an image (``pqmim.bitstream``).
-
-        Args:
-            pixels: RGB.
-            quality: sub-codes to keep; None: all.
-            plan: the stage schedule (``pqmim.schedule``); more stages, fewer bytes, more time.
-            stages: how many of its stages to send; None: all.
-
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            ValueError: see :meth:`encode`; or an image or a plan that the format has no room for.
-        """
-        self._needed_prior()
-        height, width = pixels.shape[-2:]
-        return self.compress_codes(self.encode(pixels, quality), height, width, plan, stages)
+        """uint8 [B,3,H,W] -> one ``.pqm`` file an image; see :mod:`pqmim.files`."""
+        return files.compress_batch(self, pixels, quality, plan, stages, price)
 
     def compress_codes(
         self,
@@ -170,81 +245,45 @@ class Codec:
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
         stages: int | None = None,
     ) -> list[bytes]:
-        """Codes uint8 [B,h,w,m] of images of height x width -> one ``.pqm`` file an image.
+        """Codes [B,h,w,m] -> one ``.pqm`` file an image; see :mod:`pqmim.files`."""
+        return files.compress_codes(self, codes, height, width, plan, stages)
 
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            ValueError: codes, an image or a plan that do not fit this model or the format.
-        """
-        prior = self._needed_prior()
-        if codes.ndim != 4 or tuple(codes.shape[1:3]) != self.grid(height, width):
-            raise ValueError(f"codes {tuple(codes.shape)} are not of {height} x {width} pixels")
-        subcodes = codes.shape[3]
-        used = tuple(plan[: schedule.groups_of(subcodes, prior.config.group)])
-        total = len(schedule.stage_groups(subcodes, plan, prior.config.group))
-        sent = total if stages is None else stages
-        head = Stream(self._model, height, width, subcodes, used, sent, b"")
-        head.fields()  # refuses what the format has no room for, before the work
-        images = list(codes.cpu().numpy())
-        payloads = code_stream.encode_images(prior, images, plan, sent)
-        known = self._known(head, sent)
-        return [
-            bitstream.pack(replace(head, payload=payload), np.where(known, image, 0).tobytes())
-            for image, payload in zip(images, payloads, strict=True)
-        ]
+    def compress_to(self, pixels: Tensor, max_bytes: int) -> bytes:
+        """uint8 [3,H,W] -> a ``.pqm`` file of at most so many bytes; see :mod:`pqmim.budget`."""
+        return budget.search(self, pixels, max_bytes).data
 
     def decompress(
-        self, data: bytes, *, partial: bool = False, max_pixels: int = MAX_PIXELS
+        self,
+        data: bytes,
+        *,
+        partial: bool = False,
+        fill: filling.Fill | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
-        """A ``.pqm`` file -> uint8 [3,H,W].  What was not sent is absent, as lower quality is.
-
-        Args:
-            data: the file.
-            partial: accept a file that was cut off anywhere after its header, and show the stages
-                that are whole.  Its checksum cannot be checked then: other damage goes unnoticed.
-            max_pixels: the largest image that is wanted.
-
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            BitstreamError: damaged, foreign, too large, or made with another model.
-        """
-        if not partial:
-            return self.decompress_batch([data], max_pixels=max_pixels)[0]
-        prior = self._needed_prior()
-        stream = self._parse(data, max_pixels, whole=False)
-        shape = (*self.grid(stream.height, stream.width), stream.quality)
-        codes, whole = code_stream.decode_prefix(
-            prior, stream.payload, shape, stream.plan, stream.stages
-        )
-        if whole == 0:
-            raise BitstreamError("cut off within the first stage: there is nothing to show")
-        return self._show(codes, stream, whole)
+        """A ``.pqm`` file -> uint8 [3,H,W]; see :func:`pqmim.files.decompress`."""
+        return files.decompress(self, data, partial=partial, fill=fill, max_pixels=max_pixels)
 
     def decompress_batch(
-        self, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+        self, data: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
     ) -> list[Tensor]:
-        """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none.
-
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            BitstreamError: damaged, foreign, too large, or made with another model.
-        """
-        self._needed_prior()
-        streams = [self._parse(data, max_pixels) for data in files]
-        alike: dict[tuple[tuple[int, ...], int], list[int]] = {}
-        for i, stream in enumerate(streams):
-            alike.setdefault((stream.plan, stream.stages), []).append(i)
-        images: list[Tensor | None] = [None] * len(files)
-        for members in alike.values():
-            for i, codes in zip(
-                members, self._decode_alike([streams[i] for i in members]), strict=True
-            ):
-                images[i] = self._show(codes, streams[i], streams[i].stages)
-        return [image for image in images if image is not None]
+        """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none."""
+        return files.decompress_batch(self, data, max_pixels=max_pixels)
 
     def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
-        """A whole ``.pqm`` file -> its codes uint8 [h,w,m]; errors as :meth:`decompress`."""
-        return self._decode_alike([self._parse(data, max_pixels)])[0]
+        """A whole ``.pqm`` file -> its codes uint8 [h,w,m]."""
+        return files.decompress_codes(self, data, max_pixels=max_pixels)
+
+    def complete(
+        self, codes: Tensor, known: Tensor, *,
+        steps: int = 8, temperature: float = 1.0, seed: int | Sequence[int] = 0,
+    ) -> Tensor:  # fmt: skip
+        """Codes of which some are ``known`` -> all of them; see :func:`pqmim.filling.complete`."""
+        seeds = seed if isinstance(seed, int) else tuple(seed)
+        return filling.complete(self, codes, known, Rule(steps, temperature, seeds))
+
+    def preview(self, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
+        """Pixels of the known codes and the mean of others; see :func:`pqmim.filling.preview`."""
+        return filling.preview(self, codes, known, height, width)
 
     def entropy_encode(
         self, codes: Tensor, plan: Sequence[int] = schedule.DEFAULT_PLAN
@@ -256,7 +295,7 @@ class Codec:
             ValueError: codes that are not of this model.
         """
         images = list(codes.cpu().numpy())
-        return code_stream.encode_images(self._needed_prior(), images, plan)
+        return code_stream.encode_images(self.needed_prior(), images, plan)
 
     def entropy_decode(
         self, payloads: Sequence[bytes], h: int, w: int, m: int,
@@ -273,83 +312,5 @@ class Codec:
             ValueError: a shape that is not of this model.
         """
         shapes = [(h, w, m)] * len(payloads)
-        decoded = code_stream.decode_images(self._needed_prior(), payloads, shapes, plan)
+        decoded = code_stream.decode_images(self.needed_prior(), payloads, shapes, plan)
         return torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, h, w, m), np.uint8))
-
-    @property
-    def _model(self) -> bytes:
-        """What a file says of its model."""
-        return bytes.fromhex(self.fingerprint)[: bitstream.MODEL_BYTES]
-
-    def _needed_prior(self) -> integer.Model:
-        prior = self.prior
-        if prior is None:
-            raise NoPriorError(
-                f"model {self.fingerprint[:16]} has no entropy model, so it makes codes but no "
-                "bitstreams; use weights that hold one"
-            )
-        return prior
-
-    def _parse(self, data: bytes, max_pixels: int, *, whole: bool = True) -> Stream:
-        """A file that this model can decode."""
-        config = self._needed_prior().config
-        stream = bitstream.parse(data)
-        bitstream.check(
-            stream, self.fingerprint, self.grid(stream.height, stream.width),
-            (config.subcodes, config.codewords, config.group), max_pixels, whole=whole,
-        )  # fmt: skip
-        return stream
-
-    def _decode_alike(self, streams: Sequence[Stream]) -> list[Codes]:
-        """The checked codes of streams of one plan."""
-        shapes = [(*self.grid(s.height, s.width), s.quality) for s in streams]
-        payloads, first = [s.payload for s in streams], streams[0]
-        try:
-            decoded = code_stream.decode_images(
-                self._needed_prior(), payloads, shapes, first.plan, first.stages, to_end=True
-            )
-        except PayloadError as error:
-            raise BitstreamError(str(error)) from error
-        for stream, codes in zip(streams, decoded, strict=True):
-            if stream.checksum(codes.tobytes()) != stream.crc32:
-                raise BitstreamError("the checksum does not match: the file is damaged")
-        return decoded
-
-    def _known(self, stream: Stream, stages: int) -> NDArray[np.bool_]:
-        """[h, w, m]: which codes the first ``stages`` stages hold."""
-        height, width = self.grid(stream.height, stream.width)
-        group = self._needed_prior().config.group
-        return schedule.stage_map(height, width, stream.quality, stream.plan, group) < stages
-
-    @torch.no_grad()
-    def _show(self, codes: Codes, stream: Stream, stages: int) -> Tensor:
-        """Pixels [3,H,W] of codes of which the first ``stages`` stages are there."""
-        grid = torch.from_numpy(codes)[None]
-        if stages == stream.planned:
-            return self.decode(grid, stream.height, stream.width)[0]
-        quantizer = self.model.quantizer
-        latent = quantizer.decode(grid.to(self.device))
-        absent = quantizer.absent.reshape(1, -1, 1, 1).to(latent.dtype)
-        known = torch.zeros(1, *codes.shape[:2], self.config.subcodes, dtype=torch.bool)
-        known[..., : stream.quality] = torch.from_numpy(self._known(stream, stages))
-        mask = known.permute(0, 3, 1, 2).repeat_interleave(self.config.subcode_dims, 1)
-        latent = torch.where(mask.to(self.device), latent, absent)
-        pixels = to_uint8(self.model.decoder(latent))
-        return pixels[0, :, : stream.height, : stream.width].contiguous()
-
-
-def reflect_pad(pixels: Tensor, multiple: int) -> Tensor:
-    """Pad bottom and right of [B,C,H,W] to multiples by reflection; any size, even one pixel."""
-    height, width = pixels.shape[2:]
-    if height % multiple:
-        pixels = pixels[:, :, _reflected(height, multiple).to(pixels.device)]
-    if width % multiple:
-        pixels = pixels[:, :, :, _reflected(width, multiple).to(pixels.device)]
-    return pixels
-
-
-def _reflected(length: int, multiple: int) -> Tensor:
-    """Indices 0, 1, ..., length-1, length-2, ..., 1, 0, 1, ... up to the next multiple."""
-    period = max(1, 2 * (length - 1))
-    index = torch.arange(-(-length // multiple) * multiple) % period
-    return torch.minimum(index, period - index)

@@ -28,7 +28,7 @@ class AutoencoderConfig:
     widths: tuple[int, ...] = (192, 256)  # channels at strides stem, 2 stem, ...
     encoder_blocks: tuple[int, ...] = (2, 3)
     decoder_blocks: tuple[int, ...] = (4, 5)
-    subcodes: int = 16  # M
+    subcodes: int = 32  # M
     codewords: int = 256  # K
     subcode_dims: int = 8  # d: the latent has M * d channels
 

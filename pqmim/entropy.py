@@ -120,6 +120,33 @@ def encode_intervals(start: NDArray[np.int64], length: NDArray[np.int64]) -> byt
     return encoder.get_compressed().astype("<u4").tobytes()
 
 
+def encode_shortest(start: NDArray[np.int64], length: NDArray[np.int64]) -> bytes:
+    """The same coder by long integers: whole bytes, not words, most significant first.
+
+    The shortest bytes that decode whatever follows them.  The time grows as the square of the
+    length: 20 ms for 200 bytes, seconds for 100 kB.
+    """
+    low, size, scale = 0, 2**64 - 1, 64  # the interval is low .. low + size, in 2**-scale
+    for begin, count in zip(start.tolist(), length.tolist(), strict=True):
+        part = size >> TOTAL_BITS
+        low, size = low + part * begin, part * count
+        if size < 2**32:
+            low, size, scale = low << 32, size << 32, scale + 32
+    count = max(0, scale - size.bit_length()) // 8
+    while True:
+        unit = 1 << max(0, scale - 8 * count)
+        value = -(-low // unit)
+        if (value + 1) * unit <= low + size:
+            return value.to_bytes(count, "big")
+        count += 1
+
+
+def to_words(payload: bytes) -> bytes:
+    """Bytes of :func:`encode_shortest` -> what :class:`Decoder` reads."""
+    padded = payload + bytes(-len(payload) % 4)
+    return np.frombuffer(padded, dtype=">u4").astype("<u4").tobytes()
+
+
 class Decoder:
     """Reads symbols from one payload, a batch of known length at a time.
 

@@ -261,4 +261,6 @@ def hidden(net: Network, tokens: Tensor, present: Tensor | None = None) -> Tenso
 def logits(net: Network, rows: Tensor, group: int) -> Tensor:
     """[n, D] rows of :func:`hidden` -> [n, sub-codes of the group, K]."""
     with torch.autocast(rows.device.type, enabled=False):
-        return linear(net.heads[group], rows).reshape(len(rows), net.config.group, -1)
+        return linear(net.heads[group], rows).reshape(
+            len(rows), net.config.group, net.config.codewords
+        )

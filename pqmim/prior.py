@@ -135,7 +135,7 @@ class Prior(nn.Module):
         span = self.config.group * self.config.codewords
         cut = slice(group * span, (group + 1) * span)
         y = F.linear(rows, self.head.weight[cut], self.head.bias[cut])
-        return y.reshape(len(rows), self.config.group, -1)
+        return y.reshape(len(rows), self.config.group, self.config.codewords)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ MAX_HEAD_DIMS = 64
 class PriorConfig:
     """Shape of the masked transformer over windows of 16 x 16 positions."""
 
-    subcodes: int = 16  # M
+    subcodes: int = 32  # M
     codewords: int = 256  # K
     group: int = 4  # sub-codes that are sent together
     dims: int = 128

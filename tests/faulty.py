@@ -1,28 +1,45 @@
-"""An HTTP proxy in front of an S3 server that breaks chosen requests.
+"""An HTTP proxy in front of an S3 server that breaks chosen requests, or a share of all.
 
-A rule is a method, a part of the path and a fault; it is used once.  Faults:
+A rule is a method, a part of the path and a fault; it is used once.  ``at_random`` breaks a share
+of the requests that no rule is for, the same ones for the same seed and order.  Faults:
 
-    503, 403   that status, without asking the server
-    reset      closes the connection without asking the server
-    lost       lets the server do it, then closes the connection without a reply
-    cut        half of the body, then closes the connection
+    500, 503, 403   that status with the error code below, without asking the server
+    SlowDown        503 with that code: throttling
+    ExpiredToken    400 with that code, as AWS answers expired credentials
+    reset           closes the connection without asking the server
+    lost            lets the server do it, then closes the connection without a reply
+    cut             half of the body, then closes the connection: of the request if it has one, and
+                    then the server is not asked, else of the reply
+    slow            answers after ``slow_s``, later than the client waits; the server did it
 
-``create_only`` is what becomes of ``If-None-Match: *``: ``pass`` it on, ``ignore`` it as some
-servers do, or ``check`` first and write then, which is not atomic.
+``expires_at`` is the number of requests from which on each fails so.  ``create_only`` is what
+becomes of ``If-None-Match: *``: ``pass`` it on, ``ignore`` it as some servers do, or ``check``
+first and write then, which is not atomic.
 """
 
 from __future__ import annotations
 
 import http.client
+import math
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 _PRECONDITION = b"<Error><Code>PreconditionFailed</Code><Message>no</Message></Error>"
+REPLIES = {
+    "403": (403, "AccessDenied"),
+    "500": (500, "InternalError"),
+    "503": (503, "ServiceUnavailable"),
+    "SlowDown": (503, "SlowDown"),
+    "ExpiredToken": (400, "ExpiredToken"),
+}
+TRANSIENT = ("500", "503", "SlowDown", "reset", "lost", "cut", "slow")
 
 
 class FaultyS3(ThreadingHTTPServer):
@@ -38,16 +55,34 @@ class FaultyS3(ThreadingHTTPServer):
         self.create_only = "pass"
         self.rules: list[tuple[str, str, str]] = []
         self.log: list[tuple[str, str]] = []
+        self.injected: Counter[str] = Counter()
+        self.expires_at = math.inf
+        self.slow_s = 0.0
+        self._share, self._chance, self._faults = 0.0, random.Random(), TRANSIENT
         self._lock = threading.Lock()
 
+    def at_random(self, share: float, seed: int, faults: Sequence[str] = TRANSIENT) -> None:
+        """Break this share of the requests from now on."""
+        with self._lock:
+            self._share, self._chance, self._faults = share, random.Random(seed), tuple(faults)
+
     def fault(self, method: str, path: str) -> str:
-        """The fault for this request, if a rule is left for it."""
+        """The fault for this request, if there is one."""
         with self._lock:
             self.log.append((method, path))
-            for rule in self.rules:
-                if rule[0] == method and rule[1] in path:
-                    self.rules.remove(rule)
-                    return rule[2]
+            expired = len(self.log) > self.expires_at
+            found = "ExpiredToken" if expired else self._choose(method, path)
+            if found:
+                self.injected[found] += 1
+            return found
+
+    def _choose(self, method: str, path: str) -> str:
+        for rule in self.rules:
+            if rule[0] == method and rule[1] in path:
+                self.rules.remove(rule)
+                return rule[2]
+        if self._chance.random() < self._share:
+            return self._chance.choice(self._faults)
         return ""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -59,19 +94,27 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyS3
 
     def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
         fault = self.server.fault(self.command, self.path)
-        if fault.isdigit():
-            code = {"503": "ServiceUnavailable", "403": "AccessDenied"}[fault]
-            self._reply(int(fault), {}, f"<Error><Code>{code}</Code></Error>".encode())
-        elif fault == "reset":
+        half = fault == "cut" and length > 0
+        body = self.rfile.read(length // 2 if half else length)
+        if fault in REPLIES:
+            status, code = REPLIES[fault]
+            message = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
+            self._reply(status, {}, message.encode())
+        elif fault == "reset" or half:
             self.close_connection = True
         else:
-            status, headers, data = self._forward(body)
-            if fault == "lost":
-                self.close_connection = True
-            else:
-                self._reply(status, headers, data, cut=fault == "cut")
+            self._answer(fault, *self._forward(body))
+
+    def _answer(self, fault: str, status: int, headers: dict[str, str], data: bytes) -> None:
+        """What the server said, or what is left of it."""
+        if fault == "slow":
+            time.sleep(self.server.slow_s)
+        if fault in ("lost", "slow"):
+            self.close_connection = True
+        else:
+            self._reply(status, headers, data, cut=fault == "cut")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 

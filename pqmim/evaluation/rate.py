@@ -1,7 +1,9 @@
 """What the entropy model saves, in real file bytes: the container counts.
 
-Beside each quality stand the raw codes (8 bits each) and static tables: one table a codebook with
-the frequencies of these very images, which is the best that any static table can do here.
+Beside each quality stand the raw codes (8 bits each), static tables (one table a codebook with the
+frequencies of these very images, which is the best that any static table can do here), and the
+prior in floats if its training checkpoint is at hand: the ideal code length of the network before
+it was made exact, without container.
 """
 
 from __future__ import annotations
@@ -10,14 +12,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim import metrics
+from pqmim.code_stream import Grid
 from pqmim.codec import Codec
-from pqmim.evaluation import rd
+from pqmim.evaluation import bd, coders, rd, report
+
+if TYPE_CHECKING:
+    from pqmim.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Rate:
     quality: int
     raw: float
     static: float
+    floats: float | None  # None: no float prior was given
     file: float
     psnr: float  # dB
     jpeg: float | None  # dB, at the files' rate; None: JPEG has no file so small
@@ -49,33 +58,79 @@ def static_bits(images: Sequence[NDArray[np.uint8]], codewords: int) -> float:
     return total
 
 
-def rates(codec: Codec, folder: Path, qualities: Sequence[int], plan: Sequence[int]) -> list[Rate]:
+def float_prior(path: Path) -> Prior:
+    """The averaged float weights of a training checkpoint (``train prior``).
+
+    Raises:
+        ValueError: not such a checkpoint.
+    """
+    from pqmim.prior import Prior
+    from pqmim.prior_config import PriorConfig
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        config = dict(state["recipe"]["model"])
+        config["local"] = tuple(config["local"])
+        prior = Prior(PriorConfig(**config))
+        prior.load_state_dict(state["average"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of train prior: {error}") from error
+    return prior.eval()
+
+
+@torch.no_grad()
+def float_bits(prior: Prior, codes: NDArray[np.uint8], plan: Sequence[int]) -> float:
+    """Ideal code length of codes [h, w, m] in the same stages, one window at a time."""
+    grid, bits = Grid.of(codes, plan, prior.config), 0.0
+    for stage, group in enumerate(grid.groups):
+        for window in grid.windows_of(stage):
+            cells = grid.cells(window, stage)
+            tokens = torch.from_numpy(grid.tokens(window, stage))[None]
+            present = torch.from_numpy(grid.stages[window, ..., 0] >= 0)[None]
+            rows = prior.hidden(tokens, present)[0, torch.from_numpy(cells.reshape(-1))]
+            sent = torch.from_numpy(grid.codes[window][cells][:, grid.span(group)].astype(np.int64))
+            logits = prior.logits(rows, group)[:, : sent.shape[1]]  # octaves
+            totals = torch.logsumexp(logits.double() * np.log(2), -1) / np.log(2)
+            bits += float((totals - logits.gather(-1, sent[..., None])[..., 0]).sum())
+    return bits
+
+
+def rates(
+    codec: Codec, folder: Path, qualities: Sequence[int], plan: Sequence[int],
+    prior: Prior | None = None,
+) -> list[Rate]:  # fmt: skip
     """Compress every image of the folder at every quality."""
     found = [(image, codec.encode(image[None])) for _, image in rd.load_folder(folder)]
-    jpeg = rd.mean([rd.jpeg_points(image) for image, _ in found])
+    jpeg = _jpeg(folder)
     pixels = sum(image.shape[1] * image.shape[2] for image, _ in found)
     results = []
     for quality in qualities:
         begin, size = time.perf_counter(), 0
         kept = [codes[..., :quality] for _, codes in found]
-        for (image, _), codes in zip(found, kept, strict=True):
+        images = [image for image, _ in found]
+        for image, codes in zip(images, kept, strict=True):
             size += len(codec.compress_codes(codes, image.shape[1], image.shape[2], plan)[0])
         seconds = (time.perf_counter() - begin) / (pixels / 1e6)
         arrays = [codes[0].cpu().numpy() for codes in kept]
-        static = static_bits(arrays, codec.config.codewords)
-        raw = 8.0 * sum(a.nbytes for a in arrays)
+        floats = None if prior is None else sum(float_bits(prior, a, plan) for a in arrays) / pixels
         file = 8 * size / pixels
-        psnr = float(np.mean([_psnr(codec, image, codes) for image, codes in _pairs(found, kept)]))
+        pairs = zip(images, kept, strict=True)
         results.append(
-            Rate(quality, raw / pixels, static / pixels, file, psnr, rd.at_bpp(jpeg, file), seconds)
-        )
+            Rate(
+                quality, 8.0 * sum(a.nbytes for a in arrays) / pixels,
+                static_bits(arrays, codec.config.codewords) / pixels, floats, file,
+                float(np.mean([_psnr(codec, image, codes) for image, codes in pairs])),
+                bd.quality_at(jpeg, file), seconds,
+            )
+        )  # fmt: skip
     return results
 
 
-def _pairs(
-    found: Sequence[tuple[Tensor, Tensor]], kept: Sequence[Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    return [(image, codes) for (image, _), codes in zip(found, kept, strict=True)]
+def _jpeg(folder: Path) -> list[tuple[float, float]]:
+    """(bpp, dB) of JPEG on the folder."""
+    (jpeg,) = coders.classical(["jpeg"])
+    samples = rd.measure([jpeg], rd.image_paths(folder), lambda _: None)
+    return report.knots(rd.curve(jpeg, samples), "psnr")
 
 
 def _psnr(codec: Codec, image: Tensor, codes: Tensor) -> float:
@@ -86,13 +141,18 @@ def _psnr(codec: Codec, image: Tensor, codes: Tensor) -> float:
 
 def table(results: Sequence[Rate]) -> str:
     """The comparison as text."""
-    lines = ["quality  raw bpp  static   .pqm     saving   PSNR   JPEG there  s/Mpx"]
+    lines = ["quality  raw bpp  static   float    .pqm     saving   PSNR   JPEG there  s/Mpx"]
     for r in results:
         lines.append(
-            f"{r.quality:7d}  {r.raw:.4f}   {r.static:.4f}   {r.file:.4f}   {r.saving:6.1%}"
-            f"  {r.psnr:.2f}  {f'{r.jpeg:.2f}' if r.jpeg else 'none':>10s}  {r.seconds:.2f}"
+            f"{r.quality:7d}  {r.raw:.4f}   {r.static:.4f}   {_or_dash(r.floats, 4):6s}   "
+            f"{r.file:.4f}   {r.saving:6.1%}  {r.psnr:.2f}  {_or_dash(r.jpeg, 2):>10s}"
+            f"  {r.seconds:.2f}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _or_dash(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def default_qualities(codec: Codec) -> list[int]:

@@ -1,42 +1,91 @@
-"""Rate-distortion of a model on a folder of images, beside JPEG in the same run.
+"""Rate, distortion and time of image codecs on a folder of images.
 
-bpp is real bytes over real pixels: raw codes of the padded grid, JPEG files with their headers.
-PSNR is over RGB of the 8-bit output.  Both are means over the images at a constant quality, and
-JPEG's PSNR at a given bpp is interpolated (linear over log bpp) between its qualities; below its
-smallest file there is no JPEG, and nothing is extrapolated.
+bpp is real bytes over real pixels: whole files, container included.  PSNR and MS-SSIM are over RGB
+of the 8-bit output.  A curve holds the means over the images at constant settings, the way the
+field publishes them.  All codecs take turns on each image, so that seconds of one run compare: a
+slow minute of the machine hits all of them.  Our own codec runs on torch's threads, the others on
+one (AVIF's decoder chooses for itself).
 """
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pqmim.codec import Codec
-from pqmim.metrics import psnr
+from pqmim import metrics
+from pqmim.evaluation.coders import Coder, OperatingPoint
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-JPEG_QUALITIES = (*range(1, 20), *range(20, 96, 5))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image through one codec at one operating point."""
+
+    codec: str
+    point: OperatingPoint
+    image: str
+    width: int
+    height: int
+    size: int  # bytes
+    psnr: float  # dB
+    ms_ssim: float | None  # None: a side is below 161 pixels
+    encode_s: float
+    decode_s: float
+
+    @property
+    def bpp(self) -> float:
+        """Bits per pixel of the file."""
+        return 8 * self.size / self.pixels
+
+    @property
+    def pixels(self) -> int:
+        """Of the image."""
+        return self.width * self.height
 
 
 @dataclass(frozen=True)
 class Point:
-    """One quality of one codec: means over the images."""
+    """Means over the images at one operating point."""
 
-    quality: int
+    label: str
     bpp: float
     psnr: float  # dB
+    ms_ssim: float | None  # None: unknown, or an image was too small for it
+    encode_s: float = 0.0  # an image
+    decode_s: float = 0.0
+    encode_s_per_mpx: float = 0.0
+    decode_s_per_mpx: float = 0.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One codec over a folder, in the order of its operating points."""
+
+    name: str
+    description: str
+    points: tuple[Point, ...]
 
 
 def load_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and uint8 [3,H,W] of every image in the folder, sorted.
+
+    Raises:
+        ValueError: there is none, or one that cannot be read.
+    """
+    for path in image_paths(folder):
+        yield path.name, load_image(path)
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The images of a folder, sorted.
 
     Raises:
         ValueError: there is none.
@@ -44,81 +93,80 @@ def load_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
     paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))})")
-    for path in paths:
+    return paths
+
+
+def load_image(path: Path) -> Tensor:
+    """uint8 [3,H,W] of an image file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
         with Image.open(path) as image:
-            array = np.asarray(image.convert("RGB")).copy()
-        yield path.name, torch.from_numpy(array).permute(2, 0, 1).contiguous()
+            array = np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}; remove it") from error
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def codec_points(codec: Codec, image: Tensor) -> list[Point]:
-    """Every quality of the model on one image; nested sub-codes are encoded once."""
+def measure(
+    coders: Sequence[Coder], paths: Sequence[Path], progress: Callable[[str], None]
+) -> list[Sample]:
+    """Every image through every codec at every operating point.
+
+    Raises:
+        ValueError: an image that cannot be read, or an operating point that a codec does not have.
+    """
+    samples, warm = [], False
+    for number, path in enumerate(paths, 1):
+        image = load_image(path)
+        if not warm:  # the first call loads models and plug-ins
+            for coder in coders:
+                coder.decode(coder.encode(image, coder.points[0]))
+            warm = True
+        for coder in coders:
+            progress(f"{number}/{len(paths)} {path.name} {coder.name}")
+            samples += [_sample(coder, point, path.name, image) for point in coder.points]
+    return samples
+
+
+def _sample(coder: Coder, point: OperatingPoint, name: str, image: Tensor) -> Sample:
+    begin = time.perf_counter()
+    data = coder.encode(image, point)
+    middle = time.perf_counter()
+    decoded = coder.decode(data)
+    end = time.perf_counter()
     height, width = image.shape[1:]
-    codes = codec.encode(image[None])
-    bits = 8 * codes.element_size()
+    similarity = None
+    if min(height, width) >= metrics.LEAST_SIDE:
+        similarity = round(metrics.ms_ssim(image, decoded), 6)  # beyond lies float noise
+    quality = metrics.psnr(image.numpy(), decoded.numpy())
+    return Sample(
+        coder.name, point, name, width, height, len(data), quality, similarity,
+        middle - begin, end - middle,
+    )  # fmt: skip
+
+
+def curve(coder: Coder, samples: Sequence[Sample]) -> Curve:
+    """The means of one codec."""
     points = []
-    for quality in range(1, codec.config.subcodes + 1):
-        kept = codes[..., :quality]
-        decoded = codec.decode(kept, height, width)[0].cpu()
-        points.append(
-            Point(
-                quality,
-                kept.numel() * bits / (height * width),
-                psnr(image.numpy(), decoded.numpy()),
-            )
-        )
-    return points
+    for point in coder.points:
+        found = [s for s in samples if s.codec == coder.name and s.point == point]
+        points.append(_mean(str(point), found))
+    return Curve(coder.name, coder.description, tuple(points))
 
 
-def jpeg_points(image: Tensor) -> list[Point]:
-    """Pillow's JPEG as it comes, 4:2:0, on one image."""
-    height, width = image.shape[1:]
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    points = []
-    for quality in JPEG_QUALITIES:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
-        decoded = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
-        bpp = 8 * len(file.getvalue()) / (height * width)
-        points.append(Point(quality, bpp, psnr(image.numpy(), decoded.numpy())))
-    return points
-
-
-def mean(curves: list[list[Point]]) -> list[Point]:
-    """Average the curves of several images, quality by quality."""
-    return [
-        Point(
-            points[0].quality,
-            float(np.mean([p.bpp for p in points])),
-            float(np.mean([p.psnr for p in points])),
-        )
-        for points in zip(*curves, strict=True)
-    ]
-
-
-def at_bpp(curve: list[Point], bpp: float) -> float | None:
-    """PSNR of a curve at a rate; None outside its range."""
-    rates = [p.bpp for p in curve]
-    if not rates[0] <= bpp <= rates[-1]:
-        return None
-    return float(np.interp(math.log(bpp), np.log(rates), [p.psnr for p in curve]))
-
-
-def compare(codec: Codec, folder: Path) -> tuple[list[Point], list[Point], int]:
-    """Mean curves of the model and of JPEG over a folder, and how many images it has."""
-    ours, jpeg = [], []
-    for _, image in load_folder(folder):
-        ours.append(codec_points(codec, image))
-        jpeg.append(jpeg_points(image))
-    return mean(ours), mean(jpeg), len(ours)
-
-
-def table(ours: list[Point], jpeg: list[Point]) -> str:
-    """The comparison as text."""
-    lines = ["quality  bpp     PSNR dB  JPEG at equal bpp"]
-    for point in ours:
-        other = at_bpp(jpeg, point.bpp)
-        there = f"{other:.2f} ({point.psnr - other:+.2f})" if other else "-"
-        if other is None and point.bpp < jpeg[0].bpp:
-            there = f"none: its smallest is {jpeg[0].bpp:.3f} bpp at {jpeg[0].psnr:.2f} dB"
-        lines.append(f"{point.quality:7d}  {point.bpp:.4f}  {point.psnr:7.2f}  {there}")
-    return "\n".join(lines) + "\n"
+def _mean(label: str, found: Sequence[Sample]) -> Point:
+    similar = [s.ms_ssim for s in found if s.ms_ssim is not None]
+    megapixels = sum(s.pixels for s in found) / 1e6
+    return Point(
+        label,
+        bpp=float(np.mean([s.bpp for s in found])),
+        psnr=float(np.mean([s.psnr for s in found])),
+        ms_ssim=float(np.mean(similar)) if len(similar) == len(found) else None,
+        encode_s=float(np.mean([s.encode_s for s in found])),
+        decode_s=float(np.mean([s.decode_s for s in found])),
+        encode_s_per_mpx=sum(s.encode_s for s in found) / megapixels,
+        decode_s_per_mpx=sum(s.decode_s for s in found) / megapixels,
+    )

@@ -6,6 +6,10 @@ Nested sub-codes: half of the crops keep all M sub-codes, the others a uniform n
 error is divided by the usual error at its quality, so every rate gains the same share (the loss is
 a stand-in for mean PSNR) and the coarse ones do not drown the fine ones.
 
+Each crop also draws a price of a bit (``PRICES``), and its codes are chosen by distance plus price
+times code length: the codebooks become what an entropy coder wants, and one model serves every
+point of the rate-distortion curve (docs/log.md: 1.5 dB at equal rate before any training).
+
 The learning rate follows the share of the time budget that is used, not a step count: the budget is
 what is known in advance.  ``RUN/checkpoint.pt`` resumes exactly where it was written (weights,
 moving averages, optimiser, codebooks, random state, time used).
@@ -30,6 +34,10 @@ from pqmim.training import crops
 
 START_CROPS = 512  # for the principal components and the k-means codebooks
 LOG_EVERY, SAVE_EVERY = 50, 500  # steps
+# Squared error in units of (level / 127.5) ** 2, summed over a patch, that saving a bit is worth;
+# and how often a crop draws it.
+PRICES, SHARES = (0.0, 0.015, 0.04, 0.1, 0.25), (0.1, 0.225, 0.225, 0.225, 0.225)
+START_PRICE = 0.025
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,9 @@ class Recipe:
     linear_lr: float = 0.02  # of the linear maps, relative: they see 768 correlated pixels
     warmup: float = 0.01  # share of the budget
     commitment: float = 1.0  # cancels the bias of the straight-through gradient
-    full_share: float = 0.25  # of the crops keep all M sub-codes
+    full_share: float = 0.6  # of the crops keep all M sub-codes
+    subcode_bits: float = 6.0  # of water-filling at the start
+    decoder_only: bool = False  # the codes stay as they are
     weight_average: float = 0.999
     seed: int = 0
 
@@ -60,7 +70,7 @@ def draw_quality(
 
 
 def pixel_commitment(model: PQVAE, latent: Tensor, chosen: Tensor) -> Tensor:
-    """Squared quantisation error as the linear decoder shows it in the pixels, a scalar.
+    """Squared quantisation error as the linear decoder shows it in the pixels, [B].
 
     In a linear codec the straight-through gradient D'(Dq - x) plus that of this term, D'D(z - q),
     is the gradient of the error without quantisation, D'(Dz - x): free of the bias that otherwise
@@ -68,7 +78,36 @@ def pixel_commitment(model: PQVAE, latent: Tensor, chosen: Tensor) -> Tensor:
     sub-code costs; with it PSNR fell by 1.5 dB in 600 steps (docs/log.md).
     """
     shown = nn.functional.conv2d(latent - chosen, model.decoder.linear.weight.detach())
-    return shown.square().mean()
+    return shown.square().mean(dim=(1, 2, 3))
+
+
+@torch.no_grad()
+def transplant(model: PQVAE, other: PQVAE) -> None:
+    """Continue from the trunks of a model that has other sub-codes over the same widths.
+
+    Both latents are nearly linear in the pixels; the least-squares map from one to the other goes
+    into the 1x1 convolutions at the latent.
+
+    Raises:
+        ValueError: the trunks differ.
+    """
+    mine, its = (dataclasses.asdict(m.config) for m in (model, other))
+    apart = [k for k in mine if mine[k] != its[k] and not k.startswith("subcode")]
+    if apart:
+        raise ValueError(f"cannot continue from a model with another {', '.join(apart)}")
+    new, old = (m.encoder.linear.weight.flatten(1).double() for m in (model, other))
+    to_old = torch.linalg.lstsq(new.T, old.T, driver="gelsd").solution.T  # old = to_old @ new
+    to_new = torch.linalg.lstsq(old.T, new.T, driver="gelsd").solution.T
+    for part, last in (("encoder", True), ("decoder", False)):
+        trunk, source = (getattr(m, part).trunk for m in (model, other))
+        state = source.state_dict()
+        name = f"{len(trunk) - 1 if last else 0}."
+        weight = state[name + "weight"].flatten(1).double()
+        weight = to_new @ weight if last else weight @ to_old
+        state[name + "weight"] = weight.float()[:, :, None, None]
+        if last:
+            state[name + "bias"] = (to_new @ state[name + "bias"].double()).float()
+        trunk.load_state_dict(state)
 
 
 def learning_rate(recipe: Recipe, used: float) -> float:
@@ -90,33 +129,43 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = make_optimizer(self.model, recipe)
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.usual_error = torch.full((recipe.model.subcodes + 1,), 0.1, device=device)
+        self.usual_error = torch.full((len(PRICES), recipe.model.subcodes + 1), 0.03, device=device)
         self.step, self.seconds = 0, 0.0
 
     @torch.no_grad()
-    def start(self, images: list[Tensor]) -> None:
-        """Begin as a transform codec: principal components and k-means codebooks."""
+    def start(self, images: list[Tensor], other: PQVAE | None = None) -> None:
+        """Begin as a transform codec, with the trunks of another model if there is one."""
         stream = crops.batches(images, 128, START_CROPS, self.recipe.seed, -1)
         pixels = to_float(next(stream)).to(self.device)
-        start_linear(self.model, pixels)
+        start_linear(self.model, pixels, self.recipe.subcode_bits)
+        if other is not None:
+            transplant(self.model, other)
+        self.model.refresh_gain()
         latent = torch.cat([self.model.encoder(part) for part in pixels.split(64)])
-        self.model.quantizer.start(latent)
+        self.model.quantizer.start(latent, START_PRICE)
         self.average.load_state_dict(self.model.state_dict())
 
     def train_step(self, pixels: Tensor) -> dict[str, float]:
         """One update on uint8 [B,3,s,s]."""
         recipe, model = self.recipe, self.model
         x = to_float(pixels.to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            latent = model.encoder(x).float()
         quality = draw_quality(len(x), recipe.model.subcodes, recipe.full_share, self.generator)
-        quality = quality.to(self.device)
-        given, chosen, codes = model.quantizer(latent, quality)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        level = torch.multinomial(
+            torch.tensor(SHARES), len(x), replacement=True, generator=self.generator
+        )
+        quality, level = quality.to(self.device), level.to(self.device)
+        price = torch.tensor(PRICES, device=self.device)[level]
+        model.refresh_gain()
+        with self._autocast(), torch.set_grad_enabled(not recipe.decoder_only):
+            latent = model.encoder(x).float()
+        given, chosen, codes = model.quantizer(latent, quality, price)
+        with self._autocast():
             y = model.decoder(given)
         error = (y.float() - x).square().mean(dim=(1, 2, 3))
-        commitment = pixel_commitment(model, latent, chosen) / self.usual_error[-1]
-        loss = (error / self.usual_error[quality]).mean() + recipe.commitment * commitment
+        loss = (error / self.usual_error[level, quality]).mean()
+        if not recipe.decoder_only:
+            drift = pixel_commitment(model, latent, chosen) / self.usual_error[level, -1]
+            loss = loss + recipe.commitment * drift.mean()
         lr = learning_rate(recipe, self.seconds / (60 * recipe.minutes))
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -124,22 +173,27 @@ class Trainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.step()
-        restarted = model.quantizer.follow(latent.detach(), codes)
-        self._average(error.detach(), quality)
+        restarted = 0 if recipe.decoder_only else model.quantizer.follow(latent.detach(), codes)
+        self._average(error.detach(), level, quality)
         self.step += 1
         return {
             "loss": float(loss.detach()), "mse": float(error.detach().mean()), "norm": float(norm),
-            "commit": float(commitment.detach()), "restarted": restarted, "lr": lr,
+            "restarted": restarted, "lr": lr,
         }  # fmt: skip
 
+    def _autocast(self) -> torch.autocast:
+        """bf16 on a GPU; on the CPU it is slower than float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
     @torch.no_grad()
-    def _average(self, error: Tensor, quality: Tensor) -> None:
+    def _average(self, error: Tensor, level: Tensor, quality: Tensor) -> None:
         decay = min(self.recipe.weight_average, (1 + self.step) / (10 + self.step))
         for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
         self.average.quantizer.codebook.copy_(self.model.quantizer.codebook)
-        for e, q in zip(error, quality, strict=True):
-            self.usual_error[q] += 0.02 * (e - self.usual_error[q])
+        self.average.quantizer.count.copy_(self.model.quantizer.count)
+        for e, i, q in zip(error, level, quality, strict=True):
+            self.usual_error[i, q] += 0.05 * (e - self.usual_error[i, q])
 
     def save(self, path: Path) -> None:
         """Write the whole state; the old file stays until the new one is complete."""
@@ -182,18 +236,35 @@ def make_optimizer(model: PQVAE, recipe: Recipe) -> torch.optim.Optimizer:
     )  # fmt: skip
 
 
+@torch.no_grad()
 def validate(model: PQVAE, pixels: Tensor) -> dict[str, float]:
-    """PSNR in dB of held-out crops with a quarter, half and all of the sub-codes."""
-    report = {}
-    for quality in sorted({max(1, model.config.subcodes * q // 4) for q in (1, 2, 4)}):
-        out = torch.cat([model.decode(model.encode(p, quality)) for p in pixels.split(8)])
-        pairs = zip(out.cpu().numpy(), pixels.cpu().numpy(), strict=True)
-        report[f"psnr_m{quality}"] = sum(psnr(a, b) for a, b in pairs) / len(pixels)
+    """On held-out crops: PSNR in dB and static bpp at every price, all sub-codes; and without a
+    price, of a quarter and a half of them."""
+    report: dict[str, float] = {}
+    model.refresh_gain()
+    every, lengths = model.config.subcodes, model.quantizer.lengths()
+    points = [(price, every) for price in PRICES] + [(0.0, every // 4), (0.0, every // 2)]
+    for price, quality in points:
+        total = bits = 0.0
+        for part in pixels.split(8):
+            vectors = model.quantizer.vectors(model.encoder(to_float(part)))[:quality]
+            codes = model.quantizer.nearest(vectors, vectors.new_full(vectors.shape[1:2], price))
+            bits += float(lengths[:quality].gather(1, codes).sum())
+            grid = [len(part), *(n // model.config.stride for n in part.shape[2:]), quality]
+            out = model.decode(codes.T.reshape(grid)).cpu().numpy()
+            total += sum(psnr(a, b) for a, b in zip(out, part.cpu().numpy(), strict=True))
+        name = f"{price:g}" + ("" if quality == every else f"_m{quality}")
+        report[f"psnr_{name}"] = total / len(pixels)
+        report[f"bpp_{name}"] = bits / pixels[:, 0].numel()
     return report
 
 
-def train(recipe: Recipe, shards: list[Path], out: Path, device: torch.device) -> PQVAE:
+def train(
+    recipe: Recipe, shards: list[Path], out: Path, device: torch.device, other: PQVAE | None = None
+) -> PQVAE:
     """Run the recipe to the end of its budget and give the averaged model; see the module.
+
+    A new run begins with the trunks of ``other``, if it is given.
 
     The last shard, by name, is held out for the PSNR in the log.
     """
@@ -205,7 +276,7 @@ def train(recipe: Recipe, shards: list[Path], out: Path, device: torch.device) -
     if checkpoint.exists():
         trainer.load(checkpoint)
     else:
-        trainer.start(images)
+        trainer.start(images, other)
     stream = crops.batches(images, recipe.crop, recipe.batch, recipe.seed, trainer.step)
     with open(out / "log.jsonl", "a") as log:
         if trainer.step == 0:

@@ -1,8 +1,9 @@
 """Codes of the training photographs, for stage 2.
 
 The frozen autoencoder encodes every photograph several times: as it is, mirrored, and at other
-scales and offsets, because a grid of codes is not shift invariant.  One pass over 1,424 photographs
-of 0.2 Mpx takes about two minutes of one core.
+scales and offsets, because a grid of codes is not shift invariant; and at random prices of a bit,
+with static code lengths in place of those that are yet to be learned (``pqmim.search``).  One pass
+over 1,424 photographs of 0.2 Mpx takes about two minutes of one core.
 """
 
 from __future__ import annotations
@@ -16,11 +17,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.codec import Codec
+from pqmim.autoencoder import to_float
+from pqmim.codec import Codec, reflect_pad
 from pqmim.training import crops
+from pqmim.training.autoencoder import PRICES, SHARES
 
 log = logging.getLogger(__name__)
 SCALES = (1.0, 1.0, 0.7, 1.3)  # of pass 0, 1, 2, ...; repeated
+
+
+def measure_lengths(codec: Codec, images: list[Tensor], rounds: int = 4) -> None:
+    """Set the quantizer's static code lengths to those of the codes that they lead to."""
+    quantizer = codec.model.quantizer
+    latents = [codec.model.encoder(_pixels(codec, image)) for image in images]
+    quantizer.count.zero_()
+    for _ in range(rounds):
+        uses = torch.zeros_like(quantizer.count)
+        for i, latent in enumerate(latents):
+            vectors = quantizer.vectors(latent)
+            price = vectors.new_full(vectors.shape[1:2], PRICES[i % len(PRICES)])
+            for used, codes in zip(uses, quantizer.nearest(vectors, price), strict=True):
+                used += torch.bincount(codes, minlength=quantizer.codewords)
+        quantizer.count.copy_(uses)
 
 
 def corpus_codes(
@@ -32,9 +50,19 @@ def corpus_codes(
     for number in range(passes):
         for image in images:
             variant = image if number == 0 else _vary(image, SCALES[number % len(SCALES)], rng)
-            found.append(codec.encode(variant[None])[0].cpu().numpy().astype(np.uint8))
+            latent = codec.model.encoder(_pixels(codec, variant))
+            vectors = codec.model.quantizer.vectors(latent)
+            price = vectors.new_full(vectors.shape[1:2], rng.choice(PRICES, p=SHARES))
+            codes = codec.model.quantizer.nearest(vectors, price)
+            grid = codes.T.reshape(*latent.shape[2:], -1)
+            found.append(grid.cpu().numpy().astype(np.uint8))
         log.info("pass %d of %d: %d grids of codes", number + 1, passes, len(found))
     return found
+
+
+def _pixels(codec: Codec, image: Tensor) -> Tensor:
+    """uint8 [3, H, W] -> the encoder's input [1, 3, H', W'], padded."""
+    return to_float(reflect_pad(image[None].to(codec.device), codec.config.stride))
 
 
 def _vary(image: Tensor, scale: float, rng: np.random.Generator) -> Tensor:
@@ -50,9 +78,14 @@ def _vary(image: Tensor, scale: float, rng: np.random.Generator) -> Tensor:
 def load_codes(
     codec: Codec, shards: list[Path], passes: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-    """Codes to train on, and of the first 12 photographs of the last shard, which is held out."""
+    """Codes to train on, and of the first 12 photographs of the last shard, which is held out.
+
+    Leaves the static code lengths of the codes in the quantizer.
+    """
     shards = sorted(shards)
     with torch.inference_mode():
-        train = corpus_codes(codec, crops.load_images(shards[:-1]), passes)
+        images = crops.load_images(shards[:-1])
+        measure_lengths(codec, images[:200])
+        train = corpus_codes(codec, images, passes)
         held_out = corpus_codes(codec, crops.load_images(shards[-1:])[:12], 1)
     return train, held_out

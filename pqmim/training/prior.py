@@ -33,6 +33,7 @@ from pqmim import code_stream, exact, integer, prior_checkpoint, schedule
 from pqmim.prior import Powers, Prior, calibrate, export, quantise
 from pqmim.prior_config import PriorConfig
 from pqmim.schedule import WINDOW
+from pqmim.training.prior_start import start_from_codebook
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class PriorRecipe:
     model: PriorConfig = dataclasses.field(default_factory=PriorConfig)
     plan: tuple[int, ...] = schedule.DEFAULT_PLAN
     minutes: float = 60.0
-    batch: int = 16  # windows; a multiple of the groups sees each group equally
+    batch: int = 16  # windows
     peak_lr: float = 2e-3
     warmup: float = 0.03  # share of the budget
     weight_decay: float = 0.02
@@ -94,7 +95,9 @@ def draw_known(byte: int, rng: np.random.Generator) -> NDArray[np.bool_]:
 def draw_batch(images: Sequence[Codes], recipe: PriorRecipe, rng: np.random.Generator) -> Batch:
     """One batch, decided by the generator alone."""
     config = recipe.model
-    groups = sorted(i % config.groups for i in range(recipe.batch))
+    # The first groups cost most of the bits and take longest to learn.
+    share = 1 / np.arange(2, config.groups + 2)
+    groups = sorted(rng.choice(config.groups, recipe.batch, p=share / share.sum()).tolist())
     targets, presents, masks = [], [], []
     partial = rng.random() < recipe.partial_share
     for group in groups:
@@ -255,13 +258,20 @@ def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
 
 def train_prior(
     recipe: PriorRecipe, images: Sequence[Codes], held_out: Sequence[Codes], out: Path,
-    device: torch.device, *, log_every: int = 50, val_every: int = 500,
+    device: torch.device, codebook: Tensor, lengths: Tensor,
+    *, log_every: int = 50, val_every: int = 500,
 ) -> prior_checkpoint.Checkpoint:  # fmt: skip
-    """Run the recipe to the end of its budget and export the averaged weights; see the module."""
+    """Run the recipe to the end of its budget and export the averaged weights; see the module.
+
+    A new run begins with what codebooks [M, K, d] and code lengths [M, K] say.
+    """
     out.mkdir(parents=True, exist_ok=True)
     trainer, path = Trainer(recipe, device), out / "checkpoint.pt"
     if path.exists():
         trainer.load(path)
+    else:
+        start_from_codebook(trainer.model, codebook, lengths, recipe.seed)
+        trainer.average.load_state_dict(trainer.model.state_dict())
     stream = batches(images, recipe, trainer.step, device)
     budget = 60 * recipe.minutes
     with open(out / "log.jsonl", "a") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jobs import common, finish, verify
-from pipeline import storage
+from pipeline import s3
 from pipeline.storage import NotWritable, Store, expand, open_read, retries
 from tests.conftest import Gateway
 from tests.corpus import jpeg, make_tar
@@ -78,7 +78,7 @@ def test_a_stalled_disk_delays_a_read_and_no_more(rgw: Gateway, store: Store) ->
 def test_a_gateway_killed_in_the_middle_of_a_read_costs_a_retry(
     rgw: Gateway, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "READ_BLOCK", 4 << 20)
+    monkeypatch.setattr(s3, "READ_BLOCK", 4 << 20)
     data = os.urandom(48 << 20)
     store.put("a.tar", data)
     before = retries()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,8 +94,8 @@ class DyingStore(Store):
     def info(self, name: str) -> ObjectInfo | None:
         return self._step(super().info, name)
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        return self._step(super().put_if_absent, name, data)
+    def create(self, name: str, data: bytes) -> ObjectInfo | None:
+        return self._step(super().create, name, data)
 
 
 def crashes(root: str, after: bool) -> Iterator[tuple[int, bool]]:
@@ -116,7 +118,7 @@ def test_a_run_that_died_at_any_step_is_completed_by_the_next(root: str, after: 
         result = run(Store(f"{root}/{step}"))
         assert check(f"{root}/{step}") == result
         steps += died
-    assert steps == 6  # plan, ledger?, table?, table, its ETag, ledger
+    assert steps == 4  # plan, table?, table, ledger
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -135,7 +137,7 @@ def test_adoption_that_died_at_any_step_is_completed_by_the_next(root: str, afte
         adopted += check(here).adopted
         if step < 0:
             break
-    assert adopted == 8  # plan, its bytes, ledger?, table?, table, its ETag, ledger; and no crash
+    assert adopted == 9  # plan, its bytes, ETag, table?, ledger?, table, ETag, ledger; and no crash
 
 
 def test_committing_twice_gives_the_first_entry(root: str) -> None:
@@ -161,9 +163,9 @@ def test_overlapping_attempt_with_other_bytes_adopts_the_first_table(root: str) 
 class ForgetfulStore(Store):
     """Loses the reply to every first write of an object, and so writes it twice."""
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
-        super().put_if_absent(name, data)
-        return super().put_if_absent(name, data)
+    def create(self, name: str, data: bytes) -> ObjectInfo | None:
+        super().create(name, data)
+        return super().create(name, data)
 
 
 def test_lost_replies_leave_one_commit(root: str) -> None:
@@ -241,6 +243,51 @@ def test_all_ledger_entries_are_read(root: str) -> None:
     assert set(commit.committed(store)) == {spec.shard_id for spec in specs}
 
 
+class CountingStore(Store):
+    """Remembers what was read."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.read: list[str] = []
+
+    def get(self, name: str) -> bytes:
+        self.read.append(name)
+        return super().get(name)
+
+
+def test_entries_come_in_the_order_asked_for_a_batch_at_a_time(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "BATCH", 4)
+    store, ids = CountingStore(root), [f"shard-{i}" for i in reversed(range(10))]
+    for shard_id in ids:
+        result, _ = encode(spec=replace(SPEC, shard_id=shard_id))
+        store.put(commit.ledger_name(shard_id), result.to_json())
+    found = commit.entries(store, ids)
+    assert next(found).shard_id == ids[0] and len(store.read) <= 4
+    assert [entry.shard_id for entry in found] == ids[1:]
+
+
+def test_entries_of_older_versions_are_read_and_retries_are_not_in_the_table() -> None:
+    result, table = encode()
+    fields = json.loads(result.to_json())
+    del fields["retries"]
+    assert ShardResult.from_json(json.dumps(fields).encode()) == result
+    assert write_table(
+        [Row("a", Status.OK, width=32, height=16, grid_w=2, grid_h=1, codes=bytes(8), crc32=1)],
+        PLAN, SPEC, replace(result, retries=7),
+    ) == table  # fmt: skip
+
+
+def test_of_the_ledger_only_entries_of_quarantined_shards_are_looked_at(tmp_path: Path) -> None:
+    store = CountingStore(str(tmp_path))
+    run(store)
+    commit.quarantine(store, replace(SPEC, shard_id="other"), "killed its worker", attempts=3)
+    store.read.clear()
+    assert set(commit.quarantined(store)) == {"other"}
+    assert store.read == [commit.failed_name("other")]
+
+
 def test_quarantine_is_recorded_until_the_shard_is_committed(root: str) -> None:
     store = Store(root)
     assert commit.quarantined(store) == {} and commit.committed(store) == {}
@@ -250,3 +297,10 @@ def test_quarantine_is_recorded_until_the_shard_is_committed(root: str) -> None:
     assert (record.reason, record.attempts, record.url) == ("killed its worker", 3, SPEC.url)
     run(store)
     assert commit.quarantined(store) == {}
+
+
+def test_plans_of_before_a_later_field_keep_their_digest():
+    old = json.loads(PLAN.to_json())
+    assert "price" not in old and Plan.from_json(json.dumps(old).encode()) == PLAN
+    priced = replace(PLAN, price=0.05)
+    assert priced.digest != PLAN.digest and Plan.from_json(priced.to_json()) == priced

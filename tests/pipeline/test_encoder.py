@@ -96,10 +96,11 @@ def test_threads_queues_and_attempts_do_not_change_a_byte(tmp_path):
     assert tables[0] == tables[1] == tables[2]
 
 
+@pytest.mark.parametrize("price", [0.0, 0.05])
 @pytest.mark.parametrize("store_kind", ["bitstream", "both"])
-def test_threads_queues_and_batches_do_not_change_a_bitstream(tmp_path, store_kind):
+def test_threads_queues_and_batches_do_not_change_a_bitstream(tmp_path, store_kind, price):
     codec, spec = tiny_codec(prior=True), write(tmp_path / "in.tar", SMALL)
-    plan = replace(PLAN, model=codec.fingerprint, store=store_kind)
+    plan = replace(PLAN, model=codec.fingerprint, store=store_kind, price=price)
     tables, streams = [], []
     for number, (threads, queue_bytes, batch_pixels) in enumerate(
         [(1, 1, plan.batch_pixels), (2, 1 << 28, plan.batch_pixels), (2, 1 << 20, 1 << 11)]
@@ -218,14 +219,13 @@ def test_out_of_memory_halves_the_batch_once(monkeypatch):
 
     sizes = []
 
-    class Small:
-        def encode(self, pixels, quality):
-            sizes.append(len(pixels))
-            if len(pixels) > 4:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return CODEC.encode(pixels, quality)
+    def small(pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return CODEC.encode(pixels, 3)
 
     pixels = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    assert len(replica._encode(Small(), pixels, 3)) == 8 and sizes == [8, 4, 4]
+    assert len(replica._halved(small, pixels)) == 8 and sizes == [8, 4, 4]
     with pytest.raises(torch.OutOfMemoryError):
-        replica._encode(Small(), pixels.repeat(2, 1, 1, 1), 3)
+        replica._halved(small, pixels.repeat(2, 1, 1, 1))

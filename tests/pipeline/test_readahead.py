@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -73,3 +74,58 @@ def test_leaving_early_ends_the_reader_thread():
     assert next(stream) == 0
     stream.close()
     assert not [t for t in threading.enumerate() if t.name == "shard-reader"]
+
+
+def test_large_items_are_prepared_alone_however_many_threads_there_are():
+    running, peak, lock = 0, 0, threading.Lock()
+
+    def prepare(item: int) -> int:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+        return item
+
+    assert list(run(range(20), prepare, limit=9, threads=4)) == list(range(20))
+    assert peak == 1
+
+
+def test_an_item_counts_until_the_next_one_is_asked_for():
+    budget = ByteBudget(100)
+    with ThreadPoolExecutor(1) as pool:
+        stream = read_ahead(range(1), lambda i: i, pool, budget, lambda i: 10, lambda r: 30)
+        assert next(stream) == 0
+        assert budget.used == 30
+        assert list(stream) == [] and budget.used == 0
+
+
+def test_what_was_taken_is_not_held_while_the_next_is_prepared():
+    class Result:
+        pass
+
+    kept: list[weakref.ref] = []
+    go_on = threading.Event()
+
+    def prepare(item: int) -> Result:
+        if item:
+            go_on.wait(10)
+        return Result()
+
+    def consume() -> None:
+        for result in run(range(2), prepare):
+            kept.append(weakref.ref(result))
+            del result
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    try:
+        deadline = time.monotonic() + 5
+        while not (kept and kept[0]() is None) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert kept[0]() is None
+    finally:
+        go_on.set()
+        consumer.join()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import faults, storage
+from pipeline import faults, inputs, storage
+from pipeline import s3 as s3_backend
 from pipeline.storage import (
     AccessDenied,
     NotFound,
@@ -142,7 +143,7 @@ def test_a_listing_far_too_long_is_given_up_for_single_requests(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(s3, *(f"s-{i:02}.tar" for i in range(20)))
-    monkeypatch.setattr(storage, "LIST_SLACK", 0)
+    monkeypatch.setattr(inputs, "LIST_SLACK", 0)
     assert len(expand([f"{s3}/s-{{00..19}}.tar"])) == 20
 
 
@@ -153,7 +154,7 @@ def test_a_listing_far_too_long_is_given_up_for_single_requests(
 def test_a_broken_read_goes_on_at_the_next_byte(
     s3: str, proxy: FaultyS3, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "READ_BLOCK", 300_000)
+    monkeypatch.setattr(s3_backend, "READ_BLOCK", 300_000)
     data = os.urandom(2_000_000)
     Store(s3).put("a.tar", data)
     before = retries()
@@ -184,7 +185,7 @@ def test_a_read_that_keeps_failing_is_transient_after_bounded_attempts(
 def test_a_source_replaced_while_it_is_read_is_an_error(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "READ_BLOCK", 10_000)
+    monkeypatch.setattr(s3_backend, "READ_BLOCK", 10_000)
     store = Store(root)
     store.put("a.tar", b"x" * 100_000)
     with open_read(store.url("a.tar")) as stream:

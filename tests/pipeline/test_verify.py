@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import commit, table, verify
+from pipeline import commit, sampled, table, verify
 from pipeline.plan import Status
 from pipeline.table import Row
+from pipeline.verdict import MAX_SHARD_PROBLEMS, Report, Verdict
 from tests.archives import Archive, encoded, shard
 from tests.corpus import jpeg, make_tar
 
@@ -29,14 +30,42 @@ def archive(tmp_path: Path) -> Archive:
     return encoded(tmp_path / "archive", inputs)
 
 
-def check(archive: Archive, sources: bool = True, sample: int = 6) -> verify.Verdict:
+def check(archive: Archive, sources: bool = True, sample: int = 6) -> Report:
     """All of it, with a model so bad that any PSNR will do."""
     arguments = archive.store, archive.plan, archive.specs
-    verdict, good = verify.verify_tables(*arguments, sources, threads=2)
+    report = Report(archive.plan, len(archive.specs), full=False)
+    report.archive += verify.check_archive(*arguments)
+    good = []
+    verdicts = verify.check_tables(*arguments, sources, threads=2)
+    for spec, found in zip(archive.specs, verdicts, strict=True):
+        report.add(spec, found)
+        good.append(0 if found.problems else found.proved["images"])
     if sources:
-        chosen = verify.spread(good, sample)
-        verdict.add(verify.compare_sample(*arguments, chosen, archive.replica, min_psnr=0))
-    return verdict
+        report.total.add(compare(archive, sampled.spread(good, sample), 0))
+    return report
+
+
+def compare(
+    archive: Archive, chosen: dict[int, list[int]], min_psnr: float, sources: bool = True
+) -> Verdict:
+    """The verdicts of a sample, added up."""
+    arguments = archive.store, archive.plan, archive.specs, chosen, archive.replica
+    found = Verdict()
+    for one in sampled.compare_sample(*arguments, min_psnr, sources):
+        found.add(one)
+    return found
+
+
+def tables(archive: Archive) -> Verdict:
+    """What the tables prove alone."""
+    found = Verdict()
+    for one in verify.check_tables(archive.store, archive.plan, archive.specs, False, 2):
+        found.add(one)
+    return found
+
+
+def all_problems(report: Report) -> list[str]:
+    return report.archive + report.total.problems
 
 
 def edit_ledger(archive: Archive, number: int = 0, **changes: object) -> None:
@@ -62,14 +91,21 @@ def rewrite(
 
 
 def test_a_healthy_archive_has_no_problem_and_says_what_was_proved(archive: Archive) -> None:
-    verdict = check(archive)
-    assert verdict.problems == [] and verdict.not_proved == [] and verdict.complete
-    assert verdict.proved == {
+    report = check(archive)
+    assert all_problems(report) == [] and report.total.not_proved == [] and report.complete
+    assert report.total.proved == {
         "shards": SHARDS, "tables": SHARDS, "rows": SHARDS * ROWS, "images": SHARDS * IMAGES,
-        "codes": SHARDS * IMAGES, "bitstreams": 0, "sources": SHARDS, "compared": 6,
+        "codes": SHARDS * IMAGES, "bitstreams": 0, "pictures": 6, "sources": SHARDS, "whole": 0,
+        "samples": 0, "compared": 6,
     }  # fmt: skip
-    assert len(verdict.psnr) == 6 and 0 < min(verdict.psnr) < 40
-    assert json.loads(json.dumps(verdict.record(SHARDS)))["complete"] is True
+    assert report.total.psnr.count == 6 and 0 < report.total.psnr.lowest < 40
+    assert json.loads(json.dumps(report.record()))["complete"] is True
+
+
+def test_tables_alone_never_say_that_originals_may_go(archive: Archive) -> None:
+    report = check(archive, sample=1000)
+    assert report.complete and not report.safe and report.safe_shards == 0
+    assert report.text().splitlines()[-1].startswith("DO NOT DELETE on this: only --full")
 
 
 def test_without_sources_they_are_not_touched_and_it_says_so(
@@ -77,21 +113,20 @@ def test_without_sources_they_are_not_touched_and_it_says_so(
 ) -> None:
     for path in (tmp_path / "in").iterdir():
         path.unlink()
-    verdict = check(archive, sources=False)
-    assert verdict.complete and verdict.proved["sources"] == verdict.proved["compared"] == 0
-    assert any("sources" in what for what in verdict.not_proved)
+    report = check(archive, sources=False)
+    proved = report.total.proved
+    assert report.complete and proved["sources"] == proved["compared"] == 0
+    assert any("sources" in what for what in report.total.not_proved)
 
 
 def test_every_flipped_byte_of_a_table_is_noticed(archive: Archive) -> None:
     good = archive.table().read_bytes()
+    spec = archive.specs[0]
     for place in range(0, len(good), 331):
         archive.table().write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
-        verdict, usable = verify.verify_tables(
-            archive.store, archive.plan, archive.specs[:1], False, 1
-        )
-        shard_id = archive.specs[0].shard_id
-        assert any(problem.startswith(f"{shard_id}: ") for problem in verdict.problems), place
-        assert usable == [0]
+        found, _ = verify.check_shard(archive.store, archive.plan, spec, False)
+        assert "sha256 is not the ledger's" in found.problems[0], place
+        assert found.problems[0].startswith(f"{spec.shard_id}: ")
 
 
 def swap_tables(archive: Archive) -> None:
@@ -210,11 +245,11 @@ def test_damage_to_a_shard_is_named_with_the_shard(
     archive: Archive, harm: Callable[[Archive], object], message: str
 ) -> None:
     harm(archive)
-    verdict = check(archive)
-    named = [p for p in verdict.problems if p.startswith(f"{archive.specs[0].shard_id}: ")]
-    assert any(re.search(message, problem) for problem in named), verdict.problems
-    assert not verdict.complete
-    assert "problem: " in verdict.text(SHARDS)
+    report = check(archive)
+    named = [p for p in all_problems(report) if p.startswith(f"{archive.specs[0].shard_id}: ")]
+    assert any(re.search(message, problem) for problem in named), all_problems(report)
+    assert not report.complete
+    assert "problem: " in report.text()
 
 
 @pytest.fixture(params=["bitstream", "both"])
@@ -223,17 +258,12 @@ def coded(tmp_path: Path, request: pytest.FixtureRequest) -> Archive:
     return encoded(tmp_path / "archive", inputs, store=request.param)
 
 
-def no_model(archive: Archive) -> verify.Verdict:
-    return verify.verify_tables(archive.store, archive.plan, archive.specs, False, 1)[0]
-
-
-def sample(archive: Archive, sources: bool) -> verify.Verdict:
-    arguments = archive.store, archive.plan, archive.specs, {0: [0, 1, 2, 3, 4], 1: [2]}
-    return verify.compare_sample(*arguments, archive.replica, 0, sources)
+def sample(archive: Archive, sources: bool) -> Verdict:
+    return compare(archive, {0: [0, 1, 2, 3, 4], 1: [2]}, 0, sources)
 
 
 def test_of_bitstreams_it_says_which_were_decoded(coded: Archive) -> None:
-    verdict = no_model(coded)
+    verdict = tables(coded)
     assert verdict.problems == [] and verdict.proved["bitstreams"] == 0
     assert verdict.proved["images"] == 2 * IMAGES
     assert verdict.proved["codes"] == (2 * IMAGES if coded.plan.stores_codes else 0)
@@ -251,7 +281,7 @@ def test_a_bitstream_that_decodes_to_other_codes_is_found_by_the_sample(coded: A
                 *rows[4:]]  # fmt: skip
 
     rewrite(coded, change)
-    assert no_model(coded).problems == []  # opaque without the model
+    assert tables(coded).problems == []  # opaque without the model
     for sources in (True, False):
         (problem,) = sample(coded, sources).problems
         assert problem.startswith(coded.specs[0].shard_id) and "'wide'" in problem
@@ -267,39 +297,37 @@ def test_rows_of_a_bitstream_archive_are_held_against_the_plan(
     coded: Archive, changes: dict[str, object], message: str
 ) -> None:
     rewrite(coded, lambda rows: [replace(rows[0], **changes), *rows[1:]])  # type: ignore[arg-type]
-    assert any(message in problem for problem in no_model(coded).problems)
+    assert any(message in problem for problem in tables(coded).problems)
 
 
 def test_a_payload_column_that_the_plan_does_not_have_is_a_problem(archive: Archive) -> None:
     rewrite(archive, lambda rows: [replace(rows[0], bitstream=b"1234"), *rows[1:]])
-    assert any("has a bitstream column" in problem for problem in check(archive).problems)
+    assert any("has a bitstream column" in what for what in all_problems(check(archive)))
 
 
 def test_a_foreign_table_and_ledger_entry_are_named(archive: Archive) -> None:
     (archive.root / "codes/foreign.parquet").write_bytes(archive.table().read_bytes())
     (archive.root / "ledger/foreign.json").write_bytes(archive.ledger().read_bytes())
-    problems = check(archive).problems
+    problems = all_problems(check(archive))
     assert [p.split(":")[0] for p in problems] == ["codes/foreign.parquet", "ledger/foreign.json"]
 
 
 def test_a_listing_that_is_not_the_plans_is_named(archive: Archive) -> None:
     del archive.specs[1]
-    assert any("inputs.parquet" in problem for problem in check(archive).problems)
+    assert any("inputs.parquet" in problem for problem in check(archive).archive)
 
 
 def test_a_truncated_shard_is_a_problem_though_its_table_is_sound(tmp_path: Path) -> None:
     path = shard(tmp_path / "in/0.tar")
     path.write_bytes(path.read_bytes()[:6000])
     archive = encoded(tmp_path / "archive", [path])
-    verdict = check(archive)
+    verdict = check(archive).total
     assert verdict.proved["shards"] == 0 and verdict.proved["images"] >= 1
     assert [p for p in verdict.problems if "damaged: " in p and "truncated" in p]
 
 
 def test_a_picture_that_does_not_look_like_its_source_is_a_problem(archive: Archive) -> None:
-    arguments = archive.store, archive.plan, archive.specs
-    chosen = {0: [0, 3], 2: [1]}
-    verdict = verify.compare_sample(*arguments, chosen, archive.replica, min_psnr=60)
+    verdict = compare(archive, {0: [0, 3], 2: [1]}, min_psnr=60)
     assert verdict.proved["compared"] == 3
     assert sorted(p.split("PSNR")[0] for p in verdict.problems) == [
         f"{archive.specs[0].shard_id}: key 'a/first': ",
@@ -313,11 +341,10 @@ def test_codes_under_the_wrong_key_are_found_by_the_comparison(tmp_path: Path) -
     entries = [("a.jpg", jpeg(50, 40, 1)), ("b.jpg", jpeg(50, 40, 2))]
     (tmp_path / "0.tar").write_bytes(make_tar(entries))
     archive = encoded(tmp_path / "archive", [tmp_path / "0.tar"])
-    arguments = archive.store, archive.plan, archive.specs
-    before = verify.compare_sample(*arguments, {0: [0, 1]}, archive.replica, 0).psnr
+    before = compare(archive, {0: [0, 1]}, 0).psnr
     rewrite(archive, lambda rows: [replace(rows[1], key="a"), replace(rows[0], key="b")])
-    assert verify.verify_tables(*arguments, True, 1)[0].problems == []
-    after = verify.compare_sample(*arguments, {0: [0, 1]}, archive.replica, 0).psnr
+    assert tables(archive).problems == []
+    after = compare(archive, {0: [0, 1]}, 0).psnr
     assert before != after
 
 
@@ -326,17 +353,17 @@ def test_many_problems_of_one_shard_are_cut_short(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(make_tar(entries))
     archive = encoded(tmp_path / "archive", [tmp_path / "0.tar"])
     rewrite(archive, lambda rows: [replace(row, crc32=0) for row in rows])
-    problems = check(archive).problems
-    assert len(problems) == verify.MAX_SHARD_PROBLEMS + 1 and "more problems" in problems[-1]
+    problems = check(archive).total.problems
+    assert len(problems) == MAX_SHARD_PROBLEMS + 1 and "more problems" in problems[-1]
 
 
 def test_the_sample_is_spread_evenly_and_always_the_same() -> None:
-    assert verify.spread([5, 0, 5], 2) == {0: [2], 2: [2]}
-    assert verify.spread([10, 10, 10, 10], 4) == {0: [5], 1: [5], 2: [5], 3: [5]}
-    assert verify.spread([2, 1], 32) == {0: [0, 1], 1: [0]}
-    assert verify.spread([0, 0], 32) == {} and verify.spread([3], 0) == {}
+    assert sampled.spread([5, 0, 5], 2) == {0: [2], 2: [2]}
+    assert sampled.spread([10, 10, 10, 10], 4) == {0: [5], 1: [5], 2: [5], 3: [5]}
+    assert sampled.spread([2, 1], 32) == {0: [0, 1], 1: [0]}
+    assert sampled.spread([0, 0], 32) == {} and sampled.spread([3], 0) == {}
     for good, count in (([7, 1, 0, 30], 11), ([1] * 50, 20)):
-        chosen = verify.spread(good, count)
+        chosen = sampled.spread(good, count)
         places = [(s, p) for s, ps in chosen.items() for p in ps]
         assert len(set(places)) == count
         assert all(0 <= p < good[s] for s, p in places)

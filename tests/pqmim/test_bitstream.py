@@ -62,7 +62,7 @@ def changed(offset: int, value: bytes) -> bytes:
         (bitstream.pack(STREAM, CODES)[:23], "cut off: 23 bytes"),
         (b"\xff\xd8\xff\xe0", "not a .pqm file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a .pqm file"),
-        (changed(2, b"\x02"), "version 2 of the format, this program reads 1"),
+        (changed(2, b"\x09"), "version 9 of the format, this program reads 1, 2 and 3"),
         (changed(11, b"\0\0"), "0 x 70 pixels"),
         (changed(13, b"\0\0"), "300 x 0 pixels"),
         (changed(16, b"\x06"), "7 stages sent, but the plan .* has 6"),
@@ -121,3 +121,87 @@ def test_a_payload_too_short_for_its_size_is_refused_before_anything_is_allocate
 def test_what_the_format_has_no_room_for_is_refused(change):
     with pytest.raises(ValueError, match="sides|quality|groups"):
         bitstream.pack(dataclasses.replace(STREAM, **change), CODES)
+
+
+SMALL = dataclasses.replace(
+    STREAM, model=bytes(range(3)), version=bitstream.COMPACT, rows=7, columns=200, plan=(2, 1),
+    stages=3, payload=b"\x01\x02\x03",
+)  # fmt: skip
+LONG = dataclasses.replace(STREAM, version=bitstream.LONG, plan=(2, 1, 1, 1, 1, 1, 1, 130))
+
+
+def test_a_compact_header_is_these_bytes():
+    data = bitstream.pack(SMALL, CODES)
+    check = SMALL.checksum(CODES).to_bytes(2, "little").hex()
+    numbers = "ac02" + "46" + "07" + "c801" + "05" + "02" + "42"  # 2 | 1 << 6
+    assert data.hex() == "5051" + "02" + "000102" + check + numbers + "010203"
+
+
+def test_a_long_plan_has_27_bytes_before_the_payload():
+    data = bitstream.pack(LONG, CODES)
+    assert data[:3] == b"PQ\x03" and len(data) == 27 + len(LONG.payload)
+    assert bitstream.version_for(4) == 1 and bitstream.version_for(5) == 3
+
+
+@pytest.mark.parametrize("stream", [SMALL, LONG])
+def test_the_other_versions_come_back_with_their_checksum(stream):
+    parsed = bitstream.parse(bitstream.pack(stream, CODES))
+    assert dataclasses.replace(parsed, crc32=0) == stream
+    assert parsed.checksum(CODES) == parsed.crc32 != parsed.checksum(b"other")
+    for change in ({"height": 299}, {"stages": 2}, {"payload": b"\x01\x02\x03\x00"}):
+        assert dataclasses.replace(parsed, **change).checksum(CODES) != parsed.crc32
+
+
+@given(st.integers(0, 2**49 - 1), st.binary(max_size=3))
+def test_numbers_come_back_in_their_shortest_form(value, rest):
+    data = bitstream.pack_number(value)
+    assert bitstream.unpack_number(data + rest, 0) == (value, len(data))
+    assert len(data) == max(1, -(-value.bit_length() // 7))
+
+
+def compact(**changes: bytes) -> bytes:
+    """A compact file with the bytes from an offset replaced: ``at8=...``."""
+    data = bytearray(bitstream.pack(SMALL, CODES))
+    for name, value in changes.items():
+        data[int(name[2:]) : int(name[2:]) + len(value)] = value
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (compact()[:7], "cut off: 7 bytes"),
+        (compact()[:12], "end within the header"),
+        (compact(at8=b"\x80\x00"), "malformed"),
+        (compact(at8=b"\xff" * 9), "malformed"),
+        (compact(at10=b"\x00"), "300 x 0 pixels"),
+        (compact(at11=b"\x00"), "a grid of 0 x 200"),
+        (compact(at8=b"\xff\xff\x04"), "larger than|malformed|a grid"),
+        (compact(at15=b"\x03"), "4 stages sent, but the plan .* has 3"),
+        (compact(at16=b"\x00"), "empty or has a gap"),
+    ],
+)
+def test_what_is_wrong_with_a_compact_file_is_said(data, says):
+    with pytest.raises(BitstreamError, match=says):
+        bitstream.parse(data)
+
+
+@given(st.binary(max_size=30))
+def test_compact_noise_is_a_stream_or_an_error(noise):
+    try:
+        stream = bitstream.parse(b"PQ\x02" + noise)
+    except BitstreamError:
+        return
+    head = len(noise) + 3 - len(stream.payload)
+    assert len(stream.fields()) + 2 == head, "one header has one form"
+
+
+def test_a_grid_larger_than_the_image_is_refused():
+    small = dataclasses.replace(SMALL, model=bytes(3), rows=5, columns=5, payload=bytes(20))
+    alike = {"fingerprint": "00" * 32, "max_pixels": 10**6}
+    check(small, grid=(5, 5), **alike)
+    with pytest.raises(BitstreamError, match="a grid of 5 x 5 codes, .* has 4 x 5 at most"):
+        check(small, grid=(4, 5), **alike)
+    with pytest.raises(BitstreamError, match="cut off: 0 bytes of payload cannot hold"):
+        check(dataclasses.replace(small, rows=300, columns=300, payload=b""), grid=(300, 300),
+              **alike)  # fmt: skip

@@ -94,6 +94,15 @@ def test_info_describes_a_file_and_the_weights(tmp_path, weights, picture, capsy
         (["compress", "{picture}", "x.pqm", "--quality", "9"], r"quality 9 is outside 1..4"),
         (["decompress", "{good}", "x.nope"], "no image format has the suffix '.nope'"),
         (["decompress", "{cut}", "x.png"], "cut off"),
+        (
+            ["compress", "{picture}", "x.pqm", "--max-bytes", "9"],
+            "9 bytes are too few",
+        ),
+        (["compress", "{picture}", "x.pqm", "--max-bytes", "99", "--quality", "2"], "chooses"),
+        (["complete", "{picture}", "x.png", "--keep-share", "2"], "a share of 2.0 is not in 0..1"),
+        (["complete", "{picture}", "x.png", "--keep-share", ".5", "--steps", "0"], "0 steps"),
+        (["complete", "{picture}", "x.png", "--replace", "1,2,x,4"], "four numbers"),
+        (["complete", "{picture}", "x.png", "--replace", "900,2,3,4"], "outside the image"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(
@@ -119,3 +128,35 @@ def test_a_cut_file_is_shown_on_request(tmp_path, weights, picture):
     assert main(["decompress", str(small), str(out), *flags]) == 2
     assert main(["decompress", str(small), str(out), "--partial", *flags]) == 0
     assert Image.open(out).size == (60, 45)
+    assert main(["decompress", str(small), str(out), "--complete", *flags]) == 0
+    assert Image.open(out).size == (60, 45)
+    drawn = []
+    for seed in ("1", "1", "2"):
+        main(["decompress", str(small), str(out), "--complete", "draw", "--seed", seed, *flags])
+        drawn.append(np.array(Image.open(out)))
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+
+
+def test_a_picture_in_so_many_bytes(tmp_path, weights, picture, capsys):
+    small, out = tmp_path / "x.pqm", tmp_path / "out.png"
+    flags = ["--weights", weights]
+    assert main(["compress", str(picture), str(small), "--max-bytes", "64", *flags]) == 0
+    assert small.stat().st_size <= 64
+    assert main(["decompress", str(small), str(out), *flags]) == 0
+    assert Image.open(out).size == (60, 45)
+    assert main(["info", str(small)]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 2
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [["--keep-stages", "1"], ["--keep-subcodes", "2"], ["--keep-share", "0.5"],
+     ["--replace", "0,0,20,20"], ["--keep-subcodes", "2", "--mean"]],
+)  # fmt: skip
+def test_a_picture_is_completed(tmp_path, weights, picture, kept):
+    out, again = tmp_path / "out.png", tmp_path / "again.png"
+    for path in (out, again):
+        assert main(["complete", str(picture), str(path), *kept, "--weights", weights]) == 0
+    assert Image.open(out).size == (60, 45) and out.read_bytes() == again.read_bytes()
+    whole = expected(tiny_codec(prior=True), picture, 4)
+    assert (np.array(Image.open(out)) != whole).any()

@@ -15,10 +15,15 @@ from pqmim.config import ConfigError
 from pqmim.prior import Prior, calibrate, export, quantise
 from pqmim.prior_config import PriorConfig
 from pqmim.training import prior as training
+from pqmim.training.prior_start import start_from_codebook
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import TINY, lcg
 
 CPU = torch.device("cpu")
+START = (
+    torch.randn(8, 256, 4, generator=torch.Generator().manual_seed(0)),
+    torch.full((8, 256), 8.0),
+)
 RECIPE = training.PriorRecipe(model=TINY, plan=(4, 2), batch=4, minutes=1.0)
 
 
@@ -143,7 +148,9 @@ def test_batches_depend_on_their_number_alone() -> None:
 def test_a_run_learns_exports_and_resumes(tmp_path: Path) -> None:
     images = related_codes(6, 20, 24)
     recipe = dataclasses.replace(RECIPE, minutes=0.05, integer_share=0.3)
-    checkpoint = training.train_prior(recipe, images[1:], images[:1], tmp_path, CPU, log_every=5)
+    checkpoint = training.train_prior(
+        recipe, images[1:], images[:1], tmp_path, CPU, *START, log_every=5
+    )
     model = integer.load(checkpoint, CPU)
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert any("float_done" in line for line in lines)
@@ -152,7 +159,7 @@ def test_a_run_learns_exports_and_resumes(tmp_path: Path) -> None:
     payload = code_stream.code_image(model, images[0], schedule.FAST_PLAN)
     shape = images[0].shape
     assert (code_stream.decode_image(model, payload, shape, schedule.FAST_PLAN) == images[0]).all()
-    again = training.train_prior(recipe, images[1:], images[:1], tmp_path, CPU)
+    again = training.train_prior(recipe, images[1:], images[:1], tmp_path, CPU, *START)
     assert again.model_id == checkpoint.model_id  # the budget was used up: nothing left to train
 
 
@@ -181,3 +188,15 @@ def test_config_survives_json() -> None:
     assert PriorConfig.from_json(TINY.to_json()) == TINY
     with pytest.raises(ConfigError):
         PriorConfig.from_json('{"layers": 3}')
+
+
+def test_the_start_knows_the_static_lengths_and_which_codewords_are_alike() -> None:
+    prior = Prior(TINY)
+    book, lengths = START[0].clone(), torch.full((8, 256), 9.0)
+    book[3, 7], lengths[:, 0] = book[3, 9], 1.0
+    start_from_codebook(prior, book, lengths, seed=0)
+    codes = prior.codes.reshape(8, 257, -1)
+    near = (codes[3, 7] - codes[3, 9]).norm()
+    assert near < 0.5 * torch.cdist(codes[3, :256], codes[3, :256]).median()
+    logits = prior.logits(torch.randn(50, TINY.dims), 0)
+    assert ((logits[..., :1] - logits[..., 1:]).mean(-1) > 4).all()

@@ -2,7 +2,7 @@
 
 import torch
 
-from pqmim.quantizer import ProductQuantizer, kmeans
+from pqmim.quantizer import ProductQuantizer
 from tests.models import TINY
 
 
@@ -32,7 +32,7 @@ def test_decoding_puts_codewords_and_absent_vectors_in_place():
 
 def test_the_training_form_gives_the_decoder_what_decoding_gives():
     pq, latent = quantizer()
-    given, _, codes = pq(latent, torch.tensor([2, 4]))
+    given, _, codes = pq(latent, torch.tensor([2, 4]), torch.zeros(2))
     wanted = pq.decode(pq.encode(latent, 4)[..., :2])[0]
     assert torch.allclose(given[0], wanted)
     assert torch.allclose(given[1], pq.decode(pq.encode(latent, 4))[1])
@@ -42,7 +42,7 @@ def test_the_training_form_gives_the_decoder_what_decoding_gives():
 def test_gradients_pass_straight_through_what_is_kept():
     pq, latent = quantizer()
     latent.requires_grad_()
-    given, _, _ = pq(latent, torch.tensor([1, 4]))
+    given, _, _ = pq(latent, torch.tensor([1, 4]), torch.zeros(2))
     given.sum().backward()
     assert torch.equal(latent.grad[0, :2], torch.ones(2, 3, 5))
     assert torch.equal(latent.grad[0, 2:], torch.zeros(6, 3, 5))
@@ -53,23 +53,46 @@ def test_gradients_pass_straight_through_what_is_kept():
 def test_following_the_latents_reduces_the_error_and_revives_dead_codewords():
     pq, _ = quantizer()
     latent = torch.randn(8, TINY.latent_dims, 8, 8)
-    pq.start(latent)
+    pq.start(latent, 0.0)
     pq.codebook[0, 3] = 1e3  # nothing will ever choose it
-    pq.total.copy_(pq.codebook)
+    pq.total[0, 3] = 1e3 * pq.count[0, 3]
     before = (pq.decode(pq.encode(latent, 4)) - latent).square().mean()
-    restarted = sum(pq.follow(latent, pq.encode(latent, 4).reshape(-1, 4).T) for _ in range(300))
+    restarted = sum(pq.follow(latent, pq.encode(latent, 4).reshape(-1, 4).T) for _ in range(900))
     after = (pq.decode(pq.encode(latent, 4)) - latent).square().mean()
     assert restarted >= 1 and pq.codebook.abs().max() < 100
     assert after < before
     assert len(pq.usage()) == 4 and all(8 < used <= 16 for used in pq.usage())
 
 
-def test_k_means_finds_separate_clusters():
+def test_the_start_finds_separate_clusters():
+    pq, _ = quantizer()
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    points = centres.repeat(100, 4) + 0.01 * torch.randn(400, 8)
+    pq.start(points.reshape(4, 100, 1, 8).permute(0, 3, 1, 2), 0.0)
+    for book in pq.codebook:
+        assert torch.cdist(centres, book).min(1).values.max() < 0.1
+
+
+def test_a_price_trades_error_for_common_codewords():
     torch.manual_seed(0)
-    points = centres.repeat(100, 1) + 0.01 * torch.randn(400, 2)
-    found = kmeans(points, 8)
-    assert torch.cdist(centres, found).min(1).values.max() < 0.1
+    pq, _ = quantizer()
+    latent = torch.randn(8, TINY.latent_dims, 16, 16) ** 3
+    pq.start(latent, 0.0)
+    pq.follow(latent, pq.encode(latent, 4).reshape(-1, 4).T)
+    vectors, lengths = pq.vectors(latent), pq.lengths()
+    bits, errors = [], []
+    for price in (0.0, 0.3, 3.0):
+        codes = pq.nearest(vectors, torch.full((vectors.shape[1],), price))
+        chosen = torch.stack([b[c] for b, c in zip(pq.codebook, codes, strict=True)])
+        cost = pq.gain[:, None, None] * torch.cdist(vectors, pq.codebook).square()
+        cost = cost + price * lengths[:, None, :]
+        assert torch.equal(codes, cost.argmin(-1)) or (
+            (cost.gather(2, codes[..., None])[..., 0] - cost.amin(-1)).max() < 1e-4
+        )
+        bits.append(float(lengths.gather(1, codes).mean()))
+        errors.append(float((chosen - vectors).square().mean()))
+    assert bits == sorted(bits, reverse=True) and errors == sorted(errors)
+    assert bits[2] < bits[0] - 0.5
 
 
 def test_large_grids_are_quantised_in_bounded_pieces(monkeypatch):

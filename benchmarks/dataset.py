@@ -1,0 +1,281 @@
+"""How fast codes are read for training: ``CodeStream`` against what people use today.
+
+    python -m benchmarks.dataset
+
+Synthetic codes of 16 x 16 x 8 through the real table writer; every reader gives shuffled batches of
+uint8 [B, 16, 16, 8] with keys or labels to the main process, by a DataLoader of the same number of
+workers.  The bare read is one process that reads the same tables from the first to the last byte.
+The others read the first ``--others`` images: their speed does not depend on the number.  Rounds
+are interleaved and the best of each counts, because other work on the machine only ever slows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import webdataset
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import commit, manifest, table
+from pipeline.dataset import CodeStream
+from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.storage import Store
+from pipeline.table import Row
+
+GRID, SUBCODES = 16, 8
+BYTES = GRID * GRID * SUBCODES  # of an image
+SHAPE = (GRID, GRID, SUBCODES)
+PER_TABLE = 10_240
+PLAN = Plan(model="0" * 64, quality=SUBCODES, stride=16, codewords=256, inputs=0, inputs_digest="",
+            store="codes", keep=("json.label:int32",))  # fmt: skip
+Reader = Callable[[], Iterator[int]]  # gives the number of images of each batch
+
+
+def main() -> int:
+    """Write all forms, read each in turn, print images and bytes a second."""
+    args = parse()
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        archive = write_archive(folder / "archive", args.images)
+        write_npy(folder / "npy", args.others)
+        write_lists(folder / "lists.parquet", args.others)
+        write_tars(folder / "tars", args.others)
+        readers = all_readers(args, folder, archive)
+        speeds = measure(readers, folder, args.rounds)
+    report(args, speeds)
+    return 0
+
+
+def all_readers(args: argparse.Namespace, folder: Path, archive: Path) -> dict[str, Reader]:
+    """What is compared, by its name in the report."""
+    batch, workers = args.batch_size, args.workers
+    tables = sorted((archive / "codes").iterdir())
+    some = [str(t) for t in tables[: -(-args.others // PER_TABLE)]]
+    readers: dict[str, Reader] = {
+        "bare read": lambda: bare(tables),
+        "CodeStream": lambda: stream(archive, batch, workers, True),
+        "CodeStream, checksums=False": lambda: stream(archive, batch, workers, False),
+        "(a) two .npy an image": lambda: npy(folder / "npy", args.others, batch, workers),
+        "(b) Parquet, lists of integers": lambda: lists(folder / "lists.parquet", batch),
+        "(c) WebDataset of .npy": lambda: tars(folder / "tars", batch, workers),
+        "(d) datasets, streaming": lambda: hugging_face(some, batch, workers),
+    }
+    return readers
+
+
+def measure(readers: dict[str, Reader], folder: Path, rounds: int) -> dict[str, float]:
+    """Images a second, best of the rounds; the bare read and CodeStream from a cold cache too."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, reader in readers.items():
+            ours = name == "bare read" or name.startswith("CodeStream")
+            for cold in (True, False) if ours else (False,):
+                if cold:
+                    forget(folder)
+                label = f"{name}, cold" if cold else name
+                best[label] = max(best.get(label, 0.0), speed(reader))
+    return best
+
+
+def speed(reader: Reader) -> float:
+    """Images a second from the first batch to the end: without the start of the workers."""
+    batches = reader()
+    next(batches)
+    begin, images = time.perf_counter(), 0
+    for count in batches:
+        images += count
+    return images / (time.perf_counter() - begin)
+
+
+def report(args: argparse.Namespace, speeds: dict[str, float]) -> None:
+    """The table."""
+    best = max(v for k, v in speeds.items() if k.startswith("("))
+    images = f"{args.images} images of {GRID} x {GRID} x {SUBCODES}, {args.others} for (a) to (d)"
+    print(f"{images}; {args.workers} workers, batches of {args.batch_size}, {args.rounds} rounds")
+    for name, value in speeds.items():
+        bare_name = "bare read, cold" if name.endswith("cold") else "bare read"
+        print(f"{name:36s} {value:11,.0f} images/s {value * BYTES / 1e6:8.1f} MB/s "
+              f"{value / best:7.2f} x best of (a)-(d) {value / speeds[bare_name]:6.2f} of bare"
+              )  # fmt: skip
+
+
+# Readers -----------------------------------------------------------------------------------------
+
+
+def bare(tables: list[Path]) -> Iterator[int]:
+    """Every byte of the tables, in order, into one buffer."""
+    buffer = bytearray(1 << 20)
+    yield 0
+    for path in tables:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+        yield pq.read_metadata(path).num_rows
+
+
+def stream(archive: Path, batch: int, workers: int, checksums: bool) -> Iterator[int]:
+    """Ours."""
+    codes = CodeStream(str(archive), batch_size=batch, columns=["json.label"], checksums=checksums)
+    for found in codes.batches(workers):
+        assert found.codes.shape[1:] == SHAPE
+        yield len(found)
+
+
+class Npy(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """As LlamaGen reads what its extraction wrote."""
+
+    def __init__(self, folder: Path, images: int) -> None:
+        self.folder, self.images = folder, images
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        codes = np.load(self.folder / "codes" / f"{number}.npy")
+        return codes, np.load(self.folder / "labels" / f"{number}.npy")
+
+
+def npy(folder: Path, images: int, batch: int, workers: int) -> Iterator[int]:
+    """One file of codes and one of labels an image."""
+    loader = DataLoader(Npy(folder, images), batch, shuffle=True, num_workers=workers)
+    for codes, _ in loader:
+        assert codes.shape[1:] == SHAPE
+        yield len(codes)
+
+
+def lists(path: Path, batch: int) -> Iterator[int]:
+    """As favourable as the format allows: pyarrow without Python objects, its own threads."""
+    rng = np.random.default_rng(0)
+    file = pq.ParquetFile(path)
+    for group in rng.permutation(file.num_row_groups):
+        rows = file.read_row_group(int(group))
+        codes = rows["encoding"].combine_chunks().flatten().to_numpy()
+        found = torch.from_numpy(codes.astype(np.uint8).reshape(-1, *SHAPE))
+        keys = rows["key"].to_pylist()
+        order = torch.from_numpy(rng.permutation(len(keys)))
+        for first in range(0, len(keys), batch):
+            some = order[first : first + batch]
+            assert len([keys[i] for i in some.tolist()]) == len(found[some])
+            yield len(some)
+
+
+def tars(folder: Path, batch: int, workers: int) -> Iterator[int]:
+    """The webdataset package with its shuffle buffer."""
+    names = sorted(str(path) for path in folder.glob("*.tar"))
+    data = (
+        webdataset.WebDataset(names, shardshuffle=len(names), empty_check=False)
+        .shuffle(1000).decode().to_tuple("__key__", "npy").batched(batch)
+    )  # fmt: skip
+    for keys, codes in DataLoader(data, batch_size=None, num_workers=workers):
+        assert codes.shape[1:] == SHAPE
+        yield len(keys)
+
+
+def hugging_face(files: list[str], batch: int, workers: int) -> Iterator[int]:
+    """The datasets package on our own tables, rows as its users get them."""
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_files=files, streaming=True, split="train")
+    rows = rows.select_columns(["key", "codes", "json.label"]).shuffle(seed=0, buffer_size=1000)
+
+    def collate(some: list[dict[str, bytes]]) -> tuple[list[bytes], torch.Tensor]:
+        codes = np.stack([np.frombuffer(row["codes"], np.uint8).reshape(SHAPE) for row in some])
+        return [row["key"] for row in some], torch.from_numpy(codes)
+
+    for keys, codes in DataLoader(rows, batch, num_workers=workers, collate_fn=collate):
+        assert codes.shape[1:] == SHAPE
+        yield len(keys)
+
+
+# Writers -----------------------------------------------------------------------------------------
+
+
+def images(first: int, count: int) -> np.ndarray:
+    """Codes [count, BYTES] of images that do not depend on how many there are."""
+    return np.random.default_rng(first).integers(0, 256, (count, BYTES), dtype=np.uint8)
+
+
+def write_archive(root: Path, count: int) -> Path:
+    """An archive as jobs.encode and jobs.finish leave it, but for the images."""
+    store = Store(str(root))
+    commit.begin(store, PLAN)
+    results = []
+    for number, first in enumerate(range(0, count, PER_TABLE)):
+        codes = images(first, min(PER_TABLE, count - first))
+        rows = [
+            Row(f"{first + i:08d}", Status.OK, None, 256, 256, GRID, GRID, data := c.tobytes(),
+                None, zlib.crc32(data), kept={"json.label": i % 1000})
+            for i, c in enumerate(codes)
+        ]  # fmt: skip
+        spec = ShardSpec(f"shard-{number:05d}", f"/in/{number:05d}.tar", 1, "etag")
+        counts = {Status.OK.value: len(rows)}
+        result = ShardResult(spec.shard_id, spec.url, 1, "etag", "done", counts, 0, codes.size,
+                             0, "", "")  # fmt: skip
+        results.append(
+            commit.commit(store, PLAN, result, table.write_table(rows, PLAN, spec, result))
+        )
+    entries = manifest.describe(store, PLAN, results)
+    store.put(manifest.MANIFEST, manifest.write(entries, PLAN))
+    return root
+
+
+def write_npy(folder: Path, count: int) -> None:
+    """Two files an image."""
+    for name in ("codes", "labels"):
+        (folder / name).mkdir(parents=True)
+    for i, codes in enumerate(images(0, count)):
+        np.save(folder / "codes" / f"{i}.npy", codes.reshape(SHAPE))
+        np.save(folder / "labels" / f"{i}.npy", np.array([i % 1000]))
+
+
+def write_lists(path: Path, count: int) -> None:
+    """Codes as lists of integers."""
+    keys = pa.array([f"{i:08d}" for i in range(count)])
+    flat = pa.array(images(0, count).ravel().astype(np.int64))
+    lists = pa.ListArray.from_arrays(np.arange(0, count * BYTES + 1, BYTES, dtype=np.int32), flat)
+    pq.write_table(pa.table({"key": keys, "encoding": lists}), path, row_group_size=1024)
+
+
+def write_tars(folder: Path, count: int) -> None:
+    """Ten tars of codes."""
+    folder.mkdir()
+    codes = images(0, count).reshape(-1, *SHAPE)
+    for number in range(10):
+        with webdataset.TarWriter(str(folder / f"{number}.tar")) as tar:
+            for i in range(number, count, 10):
+                tar.write({"__key__": f"{i:08d}", "npy": codes[i], "cls": i % 1000})
+
+
+def forget(folder: Path) -> None:
+    """Ask the system to drop the files from its cache."""
+    for path in folder.rglob("*.parquet"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("benchmarks.dataset", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=204_800, help="%(default)s")
+    parser.add_argument("--others", type=int, default=20_480, help="of (a) to (d); %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="%(default)s")
+    parser.add_argument("--batch-size", type=int, default=1024, help="%(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
+    parser.add_argument("--folder", help="where to write 0.6 GB (the system's temporary folder)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
