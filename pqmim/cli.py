@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _info_flags(verbs.add_parser("info", help="what a .pqm file or a weights file holds"))
     command.add_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
-    _train_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
+    _train_autoencoder_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
     _train_prior_flags(stages.add_parser("prior", help="stage 2, the entropy model of its codes"))
     args = parser.parse_args(argv)
     try:
@@ -146,6 +146,11 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="time budget (the recipe's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
+
+
+def _train_autoencoder_flags(parser: argparse.ArgumentParser) -> None:
+    _train_flags(parser)
+    parser.add_argument("--trunks", metavar="WEIGHTS", help="begin with the trunks of this model")
     parser.set_defaults(call=train_autoencoder)
 
 
@@ -167,7 +172,8 @@ def train_autoencoder(args: argparse.Namespace) -> int:
     recipe = autoencoder.Recipe()
     if args.minutes:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
-    model = autoencoder.train(recipe, _shards(args), args.out, torch.device(args.device))
+    other = Codec.load(args.trunks).model if args.trunks else None
+    model = autoencoder.train(recipe, _shards(args), args.out, torch.device(args.device), other)
     sys.stdout.write(f"{checkpoint.write(model, args.out)}\n")
     return 0
 
@@ -176,6 +182,10 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
     _train_flags(parser)
     parser.add_argument("--weights", default="default", help="autoencoder: path or name")
     parser.add_argument("--passes", type=int, default=4, help="variants of a photo (%(default)s)")
+    parser.add_argument(
+        "--searched", type=int, default=0, metavar="N",
+        help="also N grids of codes that the entropy model of --weights chooses (%(default)s)",
+    )  # fmt: skip
     parser.set_defaults(call=train_prior)
 
 
@@ -189,7 +199,7 @@ def train_prior(args: argparse.Namespace) -> int:
     recipe = prior.PriorRecipe(model=config)
     if args.minutes:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
-    train, held_out = codes.load_codes(codec, shards, args.passes)
+    train, held_out = codes.load_codes(codec, shards, args.passes, args.searched)
     device = torch.device(args.device)
     quantizer = codec.model.quantizer
     trained = prior.train_prior(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pqmim import schedule
 from pqmim.autoencoder import to_float
 from pqmim.codec import Codec, reflect_pad
 from pqmim.training import crops
@@ -75,17 +76,40 @@ def _vary(image: Tensor, scale: float, rng: np.random.Generator) -> Tensor:
     return image.flip(2) if rng.random() < 0.5 else image
 
 
+def searched_codes(
+    codec: Codec, images: list[Tensor], count: int, seed: int = 1
+) -> list[NDArray[np.uint8]]:
+    """Codes [h, w, M] of ``count`` variants as the codec's own entropy model would have them.
+
+    They are what it will meet: a search takes probable codes, which static lengths know less about.
+
+    Raises:
+        pqmim.codec.NoPriorError: the weights hold no entropy model.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = np.log([PRICES[1], PRICES[-1]])
+    found = []
+    for i in rng.integers(len(images), size=count):
+        variant = _vary(images[i], float(rng.choice(SCALES)), rng)
+        price = float(np.exp(rng.uniform(low, high)))
+        codes, _ = codec.search(variant[None], None, price, schedule.FAST_PLAN)
+        found.append(codes[0].numpy())
+    return found
+
+
 def load_codes(
-    codec: Codec, shards: list[Path], passes: int
+    codec: Codec, shards: list[Path], passes: int, searched: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
     """Codes to train on, and of the first 12 photographs of the last shard, which is held out.
 
-    Leaves the static code lengths of the codes in the quantizer.
+    ``searched`` grids are chosen by the codec's entropy model, and count six times.  Leaves the
+    static code lengths of the codes in the quantizer.
     """
     shards = sorted(shards)
     with torch.inference_mode():
         images = crops.load_images(shards[:-1])
         measure_lengths(codec, images[:200])
         train = corpus_codes(codec, images, passes)
+        train += 6 * searched_codes(codec, images, searched)
         held_out = corpus_codes(codec, crops.load_images(shards[-1:])[:12], 1)
     return train, held_out

@@ -11,9 +11,9 @@ import torch
 
 from pqmim import checkpoint
 from pqmim.autoencoder import PQVAE, start_linear, to_float
-from pqmim.training import autoencoder, crops
+from pqmim.training import autoencoder, codes, crops
 from tests.corpus import jpeg, make_tar
-from tests.models import TINY
+from tests.models import TINY, tiny_codec
 
 RECIPE = autoencoder.Recipe(model=TINY, crop=64, batch=2, minutes=1e9)
 
@@ -130,3 +130,16 @@ def test_shards_without_images_are_an_error(tmp_path):
     (tmp_path / "x.tar").write_bytes(make_tar([("a.txt", b"x")]))
     with pytest.raises(ValueError, match="no .jpg"):
         crops.load_images([tmp_path / "x.tar"])
+
+
+def test_codes_for_the_prior_are_priced_and_searched(shards):
+    codec, images = tiny_codec(prior=True), crops.load_images(shards)
+    codes.measure_lengths(codec, images)
+    lengths = codec.model.quantizer.lengths()
+    assert torch.allclose(torch.exp2(-lengths).sum(1), torch.ones(4))
+    plain = codes.corpus_codes(codec, images[:2], 2)
+    assert [c.shape for c in plain[:2]] == [(18, 19, 4)] * 2 and len(plain) == 4
+    searched = codes.searched_codes(codec, images, 3)
+    assert len(searched) == 3 and all(c.shape[2] == 4 and c.dtype == "uint8" for c in searched)
+    again = codes.searched_codes(codec, images, 3)
+    assert all((a == b).all() for a, b in zip(searched, again, strict=True))

@@ -1,7 +1,7 @@
 """Memory of a replica over many shards: within the bound that the README states, and not growing.
 
 Each run is a process of its own (``benchmarks.memory``), which prints readings and exits with 1
-when the peak is over the bound or the memory at rest grows.
+when the peak is over the bound or, in the long form, the memory at rest grows.
 """
 
 from __future__ import annotations
