@@ -35,6 +35,17 @@ class OperatingPoint:
         return f"{self.quality}" + (f":{self.price:g}" if self.price else "")
 
 
+# Prices of a bit that span 0.05 to 0.5 bpp on photographs, for half of the sub-codes and for all.
+COARSE, FINE = (0.8, 0.4, 0.2), (0.12, 0.06, 0.03, 0.012)
+
+
+def default_points(codec: Codec) -> list[OperatingPoint]:
+    """Where our own codec is measured."""
+    every = codec.config.subcodes
+    coarse = [OperatingPoint(max(1, every // 2), price) for price in COARSE]
+    return coarse + [OperatingPoint(every, price) for price in FINE]
+
+
 class Coder(Protocol):
     """An image codec with its operating points, in the order of their rates."""
 

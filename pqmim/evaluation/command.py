@@ -61,9 +61,10 @@ def evaluate(args: argparse.Namespace) -> int:
         _needs_matplotlib()
     codec = Codec.load(args.weights, args.device)
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
-    points = args.quality or [OperatingPoint(q) for q in rate.default_qualities(codec)]
+    points = args.quality or coders.default_points(codec)
     if args.rates:
-        qualities = [point.quality for point in points]
+        qualities = [point.quality for point in args.quality or ()]
+        qualities = qualities or rate.default_qualities(codec)
         prior = rate.float_prior(args.float_prior) if args.float_prior else None
         results = rate.rates(codec, args.folder, qualities, plan, prior)
         sys.stdout.write(rate.table(results))
