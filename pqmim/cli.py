@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pqmim import bitstream, checkpoint, commands, schedule
+from pqmim import bitstream, checkpoint, commands, schedule, search
 from pqmim.codec import Codec
 from pqmim.evaluation import command
 from pqmim.prior_config import PriorConfig
@@ -45,6 +45,11 @@ def _compress_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="PNG, JPEG, ... or - for stdin")
     parser.add_argument("output", help="the .pqm file, or - for stdout")
     parser.add_argument("--quality", type=int, help="sub-codes to keep, from 1 (all of them)")
+    parser.add_argument(
+        "--price", type=float, metavar="LAMBDA",
+        help="squared error that a bit is worth: higher gives smaller files, 0 takes the nearest "
+        f"codewords ({search.DEFAULT_PRICE})",
+    )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="fewer stages: less time, more bytes")
     parser.add_argument("--max-bytes", type=int, help="the best picture in so many bytes: 200")
     commands.model_flags(parser)
@@ -66,15 +71,16 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
 
 def compress(args: argparse.Namespace) -> int:
     """Image file to ``.pqm``."""
-    if args.max_bytes is not None and (args.quality is not None or args.fast):
-        raise ValueError("--max-bytes chooses the quality and the stages itself")
+    if args.max_bytes is not None and (args.fast or (args.quality, args.price) != (None, None)):
+        raise ValueError("--max-bytes chooses quality, price and stages itself")
     pixels = commands.read_pixels(commands.read(args.input))
     codec = Codec.load(args.weights, args.device)
     if args.max_bytes is not None:
         commands.write(args.output, codec.compress_to(pixels, args.max_bytes))
         return 0
+    price = search.DEFAULT_PRICE if args.price is None else args.price
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
-    commands.write(args.output, codec.compress(pixels, args.quality, plan))
+    commands.write(args.output, codec.compress(pixels, args.quality, plan, price=price))
     return 0
 
 

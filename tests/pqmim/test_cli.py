@@ -45,9 +45,20 @@ def expected(codec: Codec, picture: Path, quality: int) -> np.ndarray:
 def test_a_picture_comes_back(tmp_path, weights, picture, speed):
     small, out = tmp_path / "x.pqm", tmp_path / "out.png"
     flags = ["--weights", weights]
-    assert main(["compress", str(picture), str(small), "--quality", "3", *speed, *flags]) == 0
+    asked = ["--quality", "3", "--price", "0", *speed, *flags]
+    assert main(["compress", str(picture), str(small), *asked]) == 0
     assert main(["decompress", str(small), str(out), *flags]) == 0
     assert (np.array(Image.open(out)) == expected(tiny_codec(prior=True), picture, 3)).all()
+
+
+def test_a_price_makes_the_file_smaller(tmp_path, weights, picture):
+    sizes = []
+    for price in ("0", "0.1", "5"):
+        out = tmp_path / f"{price}.pqm"
+        flags = ["--price", price, "--weights", weights]
+        assert main(["compress", str(picture), str(out), *flags]) == 0
+        sizes.append(out.stat().st_size)
+    assert sizes == sorted(sizes, reverse=True) and sizes[2] < sizes[0]
 
 
 def test_the_orientation_of_a_photograph_is_applied(tmp_path, weights, picture):
