@@ -21,6 +21,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from jobs import common
 from pipeline import commit, decoder, driver, policy, report, sampled, table, verify
 from pipeline.fleet import IN_FLIGHT
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check the model, every shard and a sample, report, exit code."""
     args = parse(argv)
     resources = common.resources_of(args)
+    torch.set_num_threads(resources.threads)  # more than there are free cores wait for each other
     store, name = Store(args.archive), args.resume or common.run_id()
     plan = commit.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
