@@ -172,7 +172,7 @@ def test_a_job_stopped_half_way_is_finished_by_the_same_command(
     before = {shard_id: table_of(archive, shard_id) for shard_id in ledger(archive)}
     assert 3 <= len(before) < SHARDS
     log = head.job("logs", "first")
-    assert "replica-1 up" in log and "interrupted; run the same command again" in log
+    assert "replica-1 on " in log and "interrupted; run the same command again" in log
     assert states(archive) == ["interrupted"]
 
     log = head.submit("second", command)
