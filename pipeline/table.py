@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -33,18 +32,10 @@ from pipeline import keep
 from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
 
 ROW_GROUP = 1024  # rows
-MANIFEST_GROUP = 10_000  # tables; a row group of the manifest, and what is in memory at once
 PREFIX = "pqmim."
 STRINGS = ("key", "status", "error")
 # What a flipped byte raises: found by flipping every byte of a table (bad UTF-8 is a ValueError).
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
-
-
-MANIFEST = pa.schema(
-    [(name, pa.string()) for name in ("name", "shard_id", "url", "outcome")]
-    + [(name, pa.int64()) for name in ("rows", "ok_rows", "pixels", "code_bytes", "table_bytes")]
-    + [("table_sha256", pa.string())]
-)
 
 
 class BadTable(Exception):
@@ -208,28 +199,3 @@ def read_listing(data: bytes) -> list[ShardSpec]:
         return [ShardSpec(**record) for record in pq.read_table(pa.BufferReader(data)).to_pylist()]
     except (*UNREADABLE, TypeError) as error:
         raise BadTable(f"inputs.parquet is damaged: {error}") from error
-
-
-def write_manifest(results: Iterable[ShardResult]) -> bytes:
-    """``manifest.parquet``: one row a table, what readers open instead of listing."""
-    sink, left = io.BytesIO(), iter(results)
-    with pq.ParquetWriter(sink, MANIFEST, compression="zstd") as writer:
-        while batch := list(itertools.islice(left, MANIFEST_GROUP)):
-            writer.write_table(_manifest_rows(batch))
-    return sink.getvalue()
-
-
-def _manifest_rows(results: Sequence[ShardResult]) -> pa.Table:
-    data = {
-        "name": [f"codes/{r.shard_id}.parquet" for r in results],
-        "shard_id": [r.shard_id for r in results],
-        "url": [r.url for r in results],
-        "outcome": [r.outcome for r in results],
-        "rows": [sum(r.rows.values()) for r in results],
-        "ok_rows": [r.rows.get(Status.OK.value, 0) for r in results],
-        "pixels": [r.pixels for r in results],
-        "code_bytes": [r.code_bytes for r in results],
-        "table_bytes": [r.table_bytes for r in results],
-        "table_sha256": [r.table_sha256 for r in results],
-    }
-    return pa.table(data, schema=MANIFEST)

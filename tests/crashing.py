@@ -26,8 +26,7 @@ from typing import Any
 import torch
 
 import pipeline
-from jobs import finish
-from pipeline import commit, encoder, inputs, plan, table
+from pipeline import commit, encoder, inputs, manifest, plan, table
 from pipeline.replica import Replica
 from pipeline.storage import Store
 from pqmim.codec import Codec
@@ -59,7 +58,8 @@ def job(root: str, tars: list[str], conditional: bool = True) -> None:
         if spec.shard_id not in done:
             encoder.encode_shard(spec, frozen, store, replica)
     results = commit.entries(store, (spec.shard_id for spec in specs))
-    store.put(finish.MANIFEST, table.write_manifest(results))
+    entries = manifest.describe(store, frozen, results)
+    store.put(manifest.MANIFEST, manifest.write(entries, frozen))
 
 
 class Killer:
