@@ -136,6 +136,14 @@ def add_store_flag(group: argparse._ArgumentGroup, default: str | None = None) -
     )
 
 
+def add_imageless_flags(parser: argparse.ArgumentParser) -> None:
+    """Resources and failure policy of a job that writes code tables and reads no images."""
+    add_replica_flags(parser)
+    parser.set_defaults(decode_threads=1, queue_mb=0)
+    group = parser.add_argument_group("failure policy")
+    group.add_argument("--retry-failed", action="store_true", help="try quarantined shards again")
+
+
 def add_resource_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that decide the speed of encoding and nothing else."""
     group = add_replica_flags(parser)

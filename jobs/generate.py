@@ -115,10 +115,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     common.add_store_flag(group, default=Plan.store)
     group.add_argument("--images-per-shard", type=int, default=256, metavar="N",
                        help="images of one table (%(default)s)")  # fmt: skip
-    common.add_replica_flags(parser)
-    parser.set_defaults(decode_threads=1, queue_mb=0)  # no images are read
-    group = parser.add_argument_group("failure policy")
-    group.add_argument("--retry-failed", action="store_true", help="try quarantined shards again")
+    common.add_imageless_flags(parser)
     return parser.parse_args(argv)
 
 

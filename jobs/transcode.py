@@ -56,10 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("output")
     group.add_argument("--output", required=True, metavar="URI", help="prefix of the new archive")
     common.add_store_flag(group)
-    common.add_replica_flags(parser)
-    parser.set_defaults(decode_threads=1, queue_mb=0)  # no images are read
-    group = parser.add_argument_group("failure policy")
-    group.add_argument("--retry-failed", action="store_true", help="try quarantined shards again")
+    common.add_imageless_flags(parser)
     return parser.parse_args(argv)
 
 
