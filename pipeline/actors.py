@@ -69,10 +69,7 @@ class ReplicaActor:
     def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
         """Do one shard."""
         try:
-            result = self.work(spec, self.plan, self.store, self.replica, attempt)
-            if result.outcome != "done":
-                commit.quarantine(self.store, spec, "; ".join(result.damage), attempt)
-            return result
+            return self.work(spec, self.plan, self.store, self.replica, attempt)
         except Exception as error:
             log.exception("shard %s failed", spec.url)
             return ShardFailure(spec.shard_id, spec.url, classify(error), _say(error), attempt)

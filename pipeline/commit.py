@@ -12,8 +12,12 @@ process dies, and what the next run does:
     the table, reply lost       the table           the repeated PUT finds its own bytes, goes on
     the table                   the table           find_committed adopts it, writes the ledger
     the ledger                  both                skips the shard
+    damaged/<id>.json           at most the mark    encodes again; a mark alone says nothing
     two attempts at once        the first table     the loser adopts it; the first ledger stands
     quarantine                  failed/<id>.json    tries again; a commit outweighs the record
+
+A shard whose source could be read in part only is marked under ``damaged/`` before its table is
+written, so that a run that resumes knows the few committed shards whose outcome it has to read.
 
 Nothing is ever overwritten or deleted but the record of a quarantine.  Cost: a HEAD before a shard
 is encoded, and two PUTs after it.  A store without atomic create-only writes (``Store.probe``)
@@ -72,6 +76,11 @@ def ledger_name(shard_id: str) -> str:
 def failed_name(shard_id: str) -> str:
     """The object that says that the shard was given up."""
     return f"failed/{shard_id}.json"
+
+
+def damaged_name(shard_id: str) -> str:
+    """The object that says that some attempt found the shard's source damaged."""
+    return f"damaged/{shard_id}.json"
 
 
 def begin(store: Store, plan: Plan) -> None:
@@ -140,7 +149,7 @@ def commit(
     table: bytes,
     read_footer: ReadFooter = read_footer,
 ) -> ShardResult:
-    """Write the table, then the ledger entry; give the entry that stands.
+    """Mark a damaged shard, write the table, then the ledger entry; give the entry that stands.
 
     Another attempt may have come first, also with its ledger entry: its table stays and is adopted,
     its entry is the one returned.  After a crash at any point :func:`find_committed` or a second
@@ -149,6 +158,9 @@ def commit(
     Raises:
         PlanMismatch: the table that is there is of another plan or another version of the source.
     """
+    if result.outcome != "done":
+        mark = json.dumps({"url": result.url, "damage": result.damage}) + "\n"
+        store.put(damaged_name(result.shard_id), mark.encode())
     info = store.create(table_name(result.shard_id), table)
     if info is not None:
         result = _describe(result, table, info)

@@ -1,8 +1,8 @@
 """What an archive has already, found by listings: a run over committed shards costs no GET a shard.
 
-Three listings, a thousand names a request: ``ledger/``, ``codes/``, ``failed/``.  A replica puts
-every damaged shard under ``failed/`` as well, though it is committed, so that the few entries there
-that are committed are the only ones whose outcome has to be read.  Memory: the names of the
+Four listings, a thousand names a request: ``ledger/``, ``codes/``, ``failed/``, ``damaged/``.  A
+damaged shard has its mark before it is committed, so that the few committed shards with a mark are
+the only ones whose outcome has to be read.  Memory: the names of the
 committed shards, until the answer is there.
 """
 
@@ -37,7 +37,7 @@ def find_left(store: Store, specs: Sequence[ShardSpec], retry_failed: bool) -> L
     committed = commit.committed_ids(store)
     _check_tables(store, committed)
     failed = set(_ids(store, "failed/", ".json"))
-    damaged = _damaged(store, sorted(failed & committed))
+    damaged = _damaged(store, sorted(committed.intersection(_ids(store, "damaged/", ".json"))))
     given_up = set() if retry_failed else failed - committed
     ended = committed | given_up
     todo = [spec for spec in specs if spec.shard_id not in ended]
@@ -58,7 +58,7 @@ def _check_tables(store: Store, committed: set[str]) -> None:
 
 
 def _damaged(store: Store, candidates: Sequence[str]) -> list[str]:
-    """Of shards that were set down as failed and are committed: those with a damaged source."""
+    """Of committed shards that some attempt found damaged: those that are committed so."""
     with ThreadPoolExecutor(commit.THREADS) as pool:
         entries = pool.map(store.get, map(commit.ledger_name, candidates))
         results = [ShardResult.from_json(entry) for entry in entries]

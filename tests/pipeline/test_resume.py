@@ -17,7 +17,7 @@ from tests.corpus import jpeg, make_tar
 
 @pytest.fixture
 def archive(root: str, tmp_path: Path) -> archives.Archive:
-    """Five shards, the first two committed; the second is cut, and set down as such."""
+    """Five shards, the first two committed; the second is cut."""
     tar = make_tar([(f"{i}.jpg", jpeg(32, 32, seed=i)) for i in range(4)])
     names = [tmp_path / f"s{n}.tar" for n in range(5)]
     for name in names:
@@ -26,7 +26,6 @@ def archive(root: str, tmp_path: Path) -> archives.Archive:
     for spec in found.specs[:2]:
         result = encode_shard(spec, found.plan, found.store, found.replica)
         assert result.outcome == ("damaged" if "s1" in spec.url else "done")
-    commit.quarantine(found.store, found.specs[1], "cut", 1)
     commit.quarantine(found.store, found.specs[3], "poison", 3)
     return found
 
@@ -55,6 +54,32 @@ def test_a_quarantine_that_a_commit_outweighs_is_no_damage(archive):
     commit.quarantine(archive.store, archive.specs[0], "time-out", 3)
     left = resume.find_left(archive.store, archive.specs, retry_failed=False)
     assert left.damaged == [archive.specs[1].url] and left.committed == 2
+
+
+def test_a_damaged_shard_is_marked_before_its_table_is_there(archive, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def create(self: Store, name: str, data: bytes) -> None:
+        raise Killed
+
+    cut = archive.specs[1]
+    for name in (commit.table_name, commit.ledger_name, commit.damaged_name):
+        archive.store.delete(name(cut.shard_id))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Store, "create", create)
+        encode_shard(cut, archive.plan, archive.store, archive.replica)
+    left = resume.find_left(archive.store, archive.specs, retry_failed=False)
+    assert left.damaged == [] and cut in left.todo  # a mark alone says nothing
+    encode_shard(cut, archive.plan, archive.store, archive.replica)
+    left = resume.find_left(archive.store, archive.specs, retry_failed=False)
+    assert left.damaged == [cut.url] and cut not in left.todo
+
+
+def test_a_mark_of_an_attempt_that_lost_is_no_damage(archive):
+    archive.store.put(commit.damaged_name(archive.specs[0].shard_id), b"{}\n")
+    left = resume.find_left(archive.store, archive.specs, retry_failed=False)
+    assert left.damaged == [archive.specs[1].url]
 
 
 def test_a_ledger_entry_whose_table_is_gone_stops_the_run(archive):
