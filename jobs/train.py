@@ -29,7 +29,7 @@ from pipeline.rowgroups import Filter
 from pipeline.storage import Store, absolute
 from pqmim import cli
 from pqmim.config import ConfigError
-from pqmim.training.shared import RunError
+from pqmim.training.prior_run import RunError
 
 NUMBERS = {"width": "int32", "height": "int32", "grid_w": "int32", "grid_h": "int32"}
 

@@ -1,6 +1,6 @@
 """Train the entropy model on the raw codes of an archive; one worker of one or several.
 
-    manifest -> CodeStream -> Reservoir --random windows--> pqmim.training.shared -> weights file
+    manifest -> CodeStream -> Reservoir --random windows--> pqmim.training.prior_run -> weights file
 
 Every worker reads the whole archive in an order of its own.  Up to BUFFER_BYTES of codes are in
 memory (32,000 images of 16 x 16 x 32): a smaller archive is read once, of a larger one each image
@@ -26,7 +26,7 @@ from pipeline.stream import CodeStream
 from pqmim import checkpoint
 from pqmim.checkpoint import Weights
 from pqmim.prior_config import PriorConfig
-from pqmim.training import shared
+from pqmim.training import prior_run
 from pqmim.training.prior import Codes, PriorRecipe
 
 BUFFER_BYTES = 256 << 20
@@ -102,7 +102,7 @@ def learn(task: Task) -> Path | None:
 
     Raises:
         pipeline.manifest.DatasetError, pqmim.checkpoint.CheckpointError,
-        pqmim.training.shared.RunError: each with the way out.
+        pqmim.training.prior_run.RunError: each with the way out.
     """
     torch.set_num_threads(task.threads)
     store, out, device = Store(task.archive), Path(task.out), torch.device(task.device)
@@ -110,17 +110,17 @@ def learn(task: Task) -> Path | None:
     recipe = PriorRecipe(model=config, minutes=task.minutes)
     other = weights.prior if task.start == "shipped" else None
     if other is not None:
-        recipe = shared.continued(recipe, task.minutes)
+        recipe = prior_run.continued(recipe, task.minutes)
     held_out = _first_images(task)
-    rank, _ = shared.workers()
+    rank, _ = prior_run.workers()
     stream = CodeStream(task.archive, seed=1 + rank, batch_size=READ, where=task.where)
-    stream.set_epoch(shared.steps_done(out))
+    stream.set_epoch(prior_run.steps_done(out))
     images = Reservoir(stream, held_out)
     quantizer = weights.model.quantizer
     quantizer.count.copy_(_uses(images, *quantizer.count.shape))
     codebook, lengths = quantizer.codebook.to(device), quantizer.lengths().to(device)
-    trainer = shared.begin(recipe, out, device, codebook, lengths, other)
-    trained = shared.train(trainer, images, list(held_out.values()), out)
+    trainer = prior_run.begin(recipe, out, device, codebook, lengths, other)
+    trained = prior_run.train(trainer, images, list(held_out.values()), out)
     return checkpoint.write(weights.model, out, trained) if rank == 0 else None
 
 

@@ -197,7 +197,7 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
 
 def train_prior(args: argparse.Namespace) -> int:
     """Encode the corpus, train, then write both halves into one weights file beside the log."""
-    from pqmim.training import codes, prior
+    from pqmim.training import codes, prior, prior_run
 
     shards = _shards(args)
     codec = Codec.load(args.weights, args.device)
@@ -208,9 +208,9 @@ def train_prior(args: argparse.Namespace) -> int:
     train, held_out = codes.load_codes(codec, shards, args.passes, args.searched)
     device = torch.device(args.device)
     quantizer = codec.model.quantizer
-    trained = prior.train_prior(
-        recipe, train, held_out, args.out, device, quantizer.codebook, quantizer.lengths()
-    )
+    codebook, lengths = quantizer.codebook, quantizer.lengths()
+    trainer = prior_run.begin(recipe, args.out, device, codebook, lengths, None)
+    trained = prior_run.train(trainer, train, held_out, args.out)
     sys.stdout.write(f"{checkpoint.write(codec.model, args.out, trained)}\n")
     return 0
 

@@ -7,21 +7,18 @@ and its positions at random, the other half take a stage of the plan.  The loss 
 of the group's masked cells and nothing else (label smoothing would bias the probabilities).
 
 The last ``integer_share`` of the budget trains through the integer form itself, at a lower rate.
-The learning rate follows the share of the time budget that is used.  ``checkpoint.pt`` resumes.
+The learning rate follows the share of the time budget that is used.  The loop over the steps is in
+``pqmim.training.prior_run``.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -29,13 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim import code_stream, exact, integer, prior_checkpoint, schedule
+from pqmim import code_stream, exact, integer, schedule
 from pqmim.prior import Powers, Prior, calibrate, export, quantise
 from pqmim.prior_config import PriorConfig
 from pqmim.schedule import WINDOW
-from pqmim.training.prior_start import start_from_codebook
-
-log = logging.getLogger(__name__)
 
 Codes = NDArray[np.uint8]  # [h, w, M]
 OCTAVES_PER_LOGIT = 1 / exact.OCTAVE
@@ -254,50 +248,3 @@ def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
     model = integer.load(checkpoint, trainer.device)
     bits = code_stream.bits_per_code(model, held_out, trainer.recipe.plan)
     return {"bits_per_code": sum(bits) / len(bits), **{f"group_{g}": b for g, b in enumerate(bits)}}
-
-
-def train_prior(
-    recipe: PriorRecipe, images: Sequence[Codes], held_out: Sequence[Codes], out: Path,
-    device: torch.device, codebook: Tensor, lengths: Tensor,
-    *, log_every: int = 50, val_every: int = 500,
-) -> prior_checkpoint.Checkpoint:  # fmt: skip
-    """Run the recipe to the end of its budget and export the averaged weights; see the module.
-
-    A new run begins with what codebooks [M, K, d] and code lengths [M, K] say.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    trainer, path = Trainer(recipe, device), out / "checkpoint.pt"
-    if path.exists():
-        trainer.load(path)
-    else:
-        start_from_codebook(trainer.model, codebook, lengths, recipe.seed)
-        trainer.average.load_state_dict(trainer.model.state_dict())
-    stream = batches(images, recipe, trainer.step, device)
-    budget = 60 * recipe.minutes
-    with open(out / "log.jsonl", "a") as file:
-        while trainer.seconds < budget:
-            if trainer.powers is None and trainer.seconds >= (1 - recipe.integer_share) * budget:
-                _write(
-                    file, {"step": trainer.step, "float_done": True, **validate(trainer, held_out)}
-                )
-                trainer.start_integers(images)
-            begin = time.perf_counter()
-            report = trainer.train_step(next(stream))
-            trainer.seconds += time.perf_counter() - begin
-            if trainer.step % log_every == 0:
-                line = {"step": trainer.step, "minutes": trainer.seconds / 60, **report}
-                if trainer.step % val_every == 0:
-                    line.update(validate(trainer, held_out))
-                    trainer.save(path)
-                _write(file, line)
-        if trainer.powers is None:
-            trainer.start_integers(images)
-        trainer.save(path)
-        _write(file, {"step": trainer.step, **validate(trainer, held_out)})
-    assert trainer.powers is not None
-    return export(trainer.average, trainer.powers)
-
-
-def _write(file: TextIO, line: dict[str, float]) -> None:
-    file.write(json.dumps({k: round(float(v), 5) for k, v in line.items()}) + "\n")
-    file.flush()

@@ -21,7 +21,7 @@ from pipeline.plan import Status
 from pipeline.stream import CodeStream
 from pqmim import checkpoint
 from pqmim.codec import Codec
-from pqmim.training import shared
+from pqmim.training import prior_run
 from tests import code_archives
 from tests.models import TINY_PRIOR, tiny_bytes, tiny_prior
 
@@ -56,7 +56,7 @@ def codes(tmp_path: Path) -> Path:
 @pytest.fixture
 def own_time(monkeypatch):
     """Budgets in seconds of this process, however busy the machine is."""
-    monkeypatch.setattr(shared, "time", SimpleNamespace(perf_counter=time.process_time))
+    monkeypatch.setattr(prior_run, "time", SimpleNamespace(perf_counter=time.process_time))
 
 
 def run(codes: Path, out: Path, *more: str, minutes: float = 0.02) -> int:
@@ -136,11 +136,11 @@ def work(rank: int, port: int, out: str) -> None:
     recipe = learner.PriorRecipe(model=TINY_PRIOR, minutes=1.0, batch=4)
     book, lengths = torch.zeros(4, 16, 2), torch.full((4, 16), 4.0)
     cpu, rng = torch.device("cpu"), np.random.default_rng(rank)
-    trainer = shared.begin(recipe, Path(out), cpu, book, lengths, None)
+    trainer = prior_run.begin(recipe, Path(out), cpu, book, lengths, None)
     images = [rng.integers(0, 16, (9, 9, 4)).astype(np.uint8) for _ in range(3)]
-    stream = shared._batches(trainer, images)
+    stream = prior_run._batches(trainer, images)
     for _ in range(5):
-        trainer.seconds = shared.agree(float(rank + 1))
+        trainer.seconds = prior_run.agree(float(rank + 1))
         trainer.train_step(next(stream))
     torch.save([p.detach() for p in trainer.model.parameters()], f"{out}/{rank}.pt")
     torch.distributed.destroy_process_group()
