@@ -10,10 +10,10 @@ Cost: a page layout that Parquet allows and our writer does not use is an error 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
+from isal import isal_zlib
 
 PLAIN, DATA_PAGE = 0, 0  # of Parquet's Encoding and PageType
 PREFIX = 4  # bytes: little-endian length in front of a value
@@ -82,9 +82,13 @@ def _pages(chunk: memoryview, checksums: bool) -> Iterator[tuple[int, int, int]]
         at = begin + body
         if body < PREFIX or rows < 0 or at > len(chunk):
             raise BadPages(f"the page at byte {begin} does not fit its column")
-        if checksums and crc is not None and zlib.crc32(chunk[begin:at]) != int(crc) & 0xFFFFFFFF:  # type: ignore[arg-type]
+        if checksums and crc is not None and not _matches(chunk[begin:at], crc):
             raise BadPages(f"the page at byte {begin} does not have its checksum")
         yield rows, begin, at
+
+
+def _matches(body: memoryview, crc: int | bytes | Header) -> bool:
+    return isinstance(crc, int) and isal_zlib.crc32(body) == crc & 0xFFFFFFFF
 
 
 def _levels(data: memoryview, rows: int) -> np.ndarray:
