@@ -100,15 +100,21 @@ class Grid:
 
 
 def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> list[Tensor]:
-    """Weights [n, sub-codes of the group, K] of each (grid, window, stage), all of one group."""
-    tokens = np.stack([grid.tokens(window, stage) for grid, window, stage in jobs])
-    present = np.stack([grid.stages[window, ..., 0] != NEVER for grid, window, _ in jobs])
-    cells = np.stack([grid.cells(window, stage) for grid, window, stage in jobs])
-    device = model.device
-    hidden = model.hidden(torch.from_numpy(tokens).to(device), torch.from_numpy(present).to(device))
-    rows = hidden.flatten(0, 1)[torch.from_numpy(cells.reshape(-1)).to(device)]
-    weights = entropy.weights(model.logits(rows, group))
-    return list(weights.split(cells.sum(axis=(1, 2)).tolist()))
+    """Weights [n, sub-codes of the group, K] of each (grid, window, stage), all of one group.
+
+    Read only: windows of one shape share theirs in the first stage, when nothing is known.
+    """
+    places: dict[object, tuple[NDArray, NDArray, NDArray]] = {}
+    keys: list[object] = []
+    for grid, window, stage in jobs:
+        present, cells = grid.stages[window, ..., 0] != NEVER, grid.cells(window, stage)
+        keys.append((id(grid), window, stage) if stage else (present.tobytes(), cells.tobytes()))
+        places.setdefault(keys[-1], (grid.tokens(window, stage), present, cells))
+    inputs = [torch.from_numpy(np.stack(part)) for part in zip(*places.values(), strict=True)]
+    rows = model.rows(*(part.to(model.device) for part in inputs))
+    weights = model.frequencies(rows, group).split(inputs[2].sum((1, 2)).tolist())
+    by_key = dict(zip(places, weights, strict=True))
+    return [by_key[key] for key in keys]
 
 
 def windows_at_once(model: Model) -> int:
@@ -138,17 +144,16 @@ def intervals(
     found = [(np.zeros(g.codes.shape, np.int64), np.zeros(g.codes.shape, np.int64)) for g in grids]
     by_grid = {id(grid): pair for grid, pair in zip(grids, found, strict=True)}
     longest = max((grid.groups for grid in grids), key=len, default=[])
-    size = windows_at_once(model)
     for group in sorted(set(longest)):
         stages = [s for s, g in enumerate(longest) if g == group]
-        for jobs in chunks(grids, stages, size):
+        for jobs in chunks(grids, stages, windows_at_once(model)):
             for (grid, window, stage), weights in zip(
                 jobs, predict(model, jobs, group), strict=True
             ):
                 span, cells = grid.span(group), grid.cells(window, stage)
                 symbols = torch.from_numpy(grid.codes[window][cells][:, span].astype(np.int64))
                 flat = weights[:, : symbols.shape[1]].flatten(0, 1)
-                pair = entropy.intervals(flat, symbols.reshape(-1).to(flat.device))
+                pair = model.intervals(flat, symbols.reshape(-1).to(flat.device))
                 for whole, values in zip(by_grid[id(grid)], pair, strict=True):
                     whole[window, ..., span][cells] = values.reshape(symbols.shape).cpu().numpy()
     return found
@@ -205,8 +210,7 @@ def decode_images(
         PayloadError: a payload that is cut off or that no encoder wrote.
         ValueError, ScheduleError: see :meth:`Grid.of`.
     """
-    empty = [np.zeros(shape, dtype=np.uint8) for shape in shapes]
-    grids = [Grid.of(codes, plan, model.config, sent) for codes in empty]
+    grids = [Grid.of(np.zeros(shape, np.uint8), plan, model.config, sent) for shape in shapes]
     coders = [entropy.Decoder(payload) for payload in payloads]
     by_grid = {id(grid): coder for grid, coder in zip(grids, coders, strict=True)}
     for stage in range(max((len(grid.groups) for grid in grids), default=0)):

@@ -76,6 +76,16 @@ def intervals(weight: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
     return start[:, 0].to(torch.int64), (own[:, 0] + 1).to(torch.int64)
 
 
+def cheapest(error: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    """Codes int64 [n, g] of least error * scale + bits.
+
+    ``error`` float32 [g, n, K], which is overwritten; ``scale`` [g]; weights [n, g, K].
+    """
+    error *= scale[:, None, None]
+    error -= (weight.transpose(0, 1).to(error.dtype) + 1.0).log2_()
+    return error.argmin(-1).T
+
+
 def interval_rows(
     start: NDArray[np.int64], length: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

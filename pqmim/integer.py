@@ -1,7 +1,8 @@
 """The engine that runs the entropy model the same on every machine.
 
 Loading runs a built-in test vector on the chosen device and compares the SHA-256 of its logits; a
-device that fails is replaced by the CPU, then by the int64 NumPy oracle, and the log says so.
+device that fails is replaced by the CPU, then by the int64 NumPy oracle, and the log says so.  On
+a CPU with numba the compiled engine (``pqmim.fused``) comes first.
 
 Int8 kernels are used only for matrix shapes that pass a test with full-range operands in this very
 process: PyTorch's are wrong (16-bit saturation) on CPUs without VNNI, for instance.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim import exact, oracle
+from pqmim import entropy, exact, oracle
 from pqmim.prior_checkpoint import Arrays, Checkpoint, CheckpointError
 from pqmim.prior_config import PriorConfig
 from pqmim.schedule import WINDOW
@@ -39,8 +42,40 @@ class Model(Protocol):
     def hidden(self, tokens: Tensor, present: Tensor) -> Tensor:
         """int64 [B, 16, 16, M] and bool [B, 16, 16] -> [B, 256, D]."""
 
+    def rows(self, tokens: Tensor, present: Tensor, cells: Tensor) -> Tensor:
+        """The rows of :meth:`hidden` where bool ``cells`` [B, 16, 16], [n, D] in any dtype."""
+
     def logits(self, rows: Tensor, group: int) -> Tensor:
         """[n, D] -> integers in [n, sub-codes of the group, K]."""
+
+    def frequencies(self, rows: Tensor, group: int) -> Tensor:
+        """:func:`pqmim.entropy.weights` of :meth:`logits`, in float32 or float64."""
+
+    def intervals(self, weights: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`pqmim.entropy.intervals`."""
+
+    def cheapest(self, error: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
+        """:func:`pqmim.entropy.cheapest`."""
+
+
+class Tensors:
+    """What a model needs besides ``hidden`` and ``logits``, by tensor operations."""
+
+    def rows(self: Model, tokens: Tensor, present: Tensor, cells: Tensor) -> Tensor:
+        """See :class:`Model`."""
+        return self.hidden(tokens, present).flatten(0, 1)[cells.reshape(-1)]
+
+    def frequencies(self: Model, rows: Tensor, group: int) -> Tensor:
+        """See :class:`Model`."""
+        return entropy.weights(self.logits(rows, group))
+
+    def intervals(self, weights: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Model`."""
+        return entropy.intervals(weights, symbols)
+
+    def cheapest(self, error: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
+        """See :class:`Model`."""
+        return entropy.cheapest(error, scale, weights)
 
 
 def probe(config: PriorConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -70,7 +105,7 @@ def probe_sha256(model: Model) -> str:
     return digest.hexdigest()
 
 
-class Oracle:
+class Oracle(Tensors):
     """The int64 NumPy specification behind the engine's interface, seconds per window."""
 
     device = torch.device("cpu")
@@ -91,7 +126,7 @@ class Oracle:
         return torch.from_numpy(values.astype(np.float32))
 
 
-class Engine:
+class Engine(Tensors):
     """Integers carried in float32 on one device; same results on all of them."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, *, int8: bool) -> None:
@@ -193,26 +228,45 @@ def use_int8_kernels(net: exact.Network) -> None:
         log.info("int8 kernels are not exact in this process; float32 carries the integers")
 
 
+def fused_engine(checkpoint: Checkpoint) -> Model:
+    """The compiled engine.
+
+    Raises:
+        ImportError: no numba.
+        RuntimeError: it does not compile, or cannot run here.
+    """
+    from pqmim import fused  # optional, and 0.3 s
+
+    return fused.load(checkpoint)
+
+
 def load(checkpoint: Checkpoint, device: torch.device) -> Model:
     """The fastest engine that reproduces the model's test vector.
 
     Raises:
         CheckpointError: not even the oracle does; the test vector itself is wrong.
     """
-    trials = [(device, True), (device, False)]
-    if device.type != "cpu":
-        trials.append((torch.device("cpu"), False))
-    for where, int8 in trials:
+    cpu = torch.device("cpu")
+    trials: list[tuple[str, Callable[[], Model]]] = [
+        (f"{where} (int8 {int8})", partial(Engine, checkpoint, where, int8=int8))
+        for where, int8 in ((device, True), (device, False), (cpu, False))
+    ]
+    if device.type == "cpu":
+        trials = [("cpu (compiled)", partial(fused_engine, checkpoint)), *trials[:2]]
+    for name, build in trials:
         try:
-            engine = Engine(checkpoint, where, int8=int8)
+            engine = build()
             same = probe_sha256(engine) == checkpoint.probe_sha256
+        except ImportError as error:
+            log.info("entropy model: the slower engine, for want of numba: %s", error)
+            continue
         except (RuntimeError, TypeError) as error:  # no float64 on the device, no memory
-            log.warning("entropy model: cannot run on %s: %s", where, error)
+            log.warning("entropy model: cannot run on %s: %s", name, error)
             continue
         if same:
-            log.info("entropy model %s on %s", checkpoint.model_id.hex()[:8], where)
+            log.info("entropy model %s on %s", checkpoint.model_id.hex()[:8], name)
             return engine
-        log.warning("entropy model: wrong test vector on %s (int8 %s)", where, int8)
+        log.warning("entropy model: wrong test vector on %s", name)
     last = Oracle(checkpoint.config, checkpoint.arrays, checkpoint.model_id)
     if probe_sha256(last) != checkpoint.probe_sha256:
         raise CheckpointError("the entropy model does not reproduce its own test vector")

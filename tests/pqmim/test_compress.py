@@ -233,6 +233,8 @@ def test_the_prior_is_loaded_once_by_many_threads(monkeypatch):
 def test_a_machine_that_computes_wrongly_falls_back_to_the_oracle(monkeypatch, caplog):
     norm = exact.norm
     monkeypatch.setattr(exact, "norm", lambda x: norm(x) + (x > 300))
+    slower = functools.partial(integer.Engine, device=torch.device("cpu"), int8=False)
+    monkeypatch.setattr(integer, "fused_engine", slower)  # which has a norm of its own
     fresh = tiny_codec(prior=True)
     with caplog.at_level(logging.WARNING):
         assert isinstance(fresh.prior, integer.Oracle)

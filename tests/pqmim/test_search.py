@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pqmim import search
 from pqmim.codec import Codec, NoPriorError
 from tests.models import tiny_codec
 
@@ -17,6 +18,11 @@ PLAN = (2, 130)
 @functools.cache
 def codec() -> Codec:
     return tiny_codec(prior=True)
+
+
+@functools.cache
+def shipped() -> Codec:
+    return Codec.load()
 
 
 def smooth(batch: int, height: int, width: int) -> torch.Tensor:
@@ -90,3 +96,18 @@ def test_bad_arguments_are_refused():
         codec().search(smooth(1, 16, 16), 5, 0.1, PLAN)
     with pytest.raises(NoPriorError):
         tiny_codec().search(smooth(1, 16, 16), 4, 0.1, PLAN)
+
+
+def test_a_high_price_shifts_no_colour(monkeypatch):
+    """The mean error of a channel, which a picture of blue sky shows before any other."""
+    sky = torch.tensor([70.0, 120.0, 210.0])[:, None, None]
+    ramp = torch.linspace(-25, 25, 320)[None, :, None]
+    noise = torch.randn(3, 320, 320, generator=torch.Generator().manual_seed(1))
+    pixels = (sky + ramp + 6 * noise).clamp(0, 255).to(torch.uint8)[None]
+    shifts = []
+    for feedback in (0.0, search.FEEDBACK):
+        monkeypatch.setattr(search, "FEEDBACK", feedback)
+        codes, _ = shipped().search(pixels, 16, 0.8)
+        error = shipped().decode(codes, 320, 320)[0].double() - pixels[0]
+        shifts.append(float(error.mean((1, 2)).abs().max()))
+    assert shifts[1] < 0.7 * shifts[0], shifts
