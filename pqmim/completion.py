@@ -253,8 +253,7 @@ def _take(
     tokens = np.full(shape, model.config.mask, dtype=np.int64)
     seen = done[turn.windows] & present[..., None]
     tokens[..., : seen.shape[-1]][seen] = work.codes[turn.windows][seen]
-    hidden = model.hidden(torch.from_numpy(tokens).to(device), torch.from_numpy(present).to(device))
-    rows = hidden.flatten(0, 1)[torch.from_numpy(turn.cells.reshape(-1)).to(device)]
+    rows = model.rows(*(torch.from_numpy(a).to(device) for a in (tokens, present, turn.cells)))
     logits = model.logits(rows, turn.group)[:, : turn.span.stop - turn.span.start]
     which, y, x = np.nonzero(turn.cells)
     place = (turn.windows[which], y, x)
