@@ -169,13 +169,14 @@ def work(args: argparse.Namespace) -> int:
 
 
 def ours(quality: int | None) -> tuple[Call, Callable[[Any], torch.Tensor]]:
-    """The shipped weights with the default stages."""
+    """The shipped weights with the default stages, codes searched at the default price."""
+    from pqmim import search
     from pqmim.codec import Codec
 
     codec = Codec.load()
 
     def encode(pixels: torch.Tensor) -> tuple[bytes, int]:
-        data = codec.compress(pixels, quality)
+        data = codec.compress(pixels, quality, price=search.DEFAULT_PRICE)
         return data, len(data)
 
     return encode, codec.decompress

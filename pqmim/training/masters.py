@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pqmim import exact
-from pqmim.prior import Powers, Prior, layers
+from pqmim.prior import Prior
 from pqmim.prior_checkpoint import Checkpoint
+from pqmim.prior_integers import Powers, layers
 
 
 @torch.no_grad()

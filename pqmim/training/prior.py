@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pqmim import code_stream, exact, integer, schedule
-from pqmim.prior import Powers, Prior, calibrate, export, quantise
+from pqmim.prior import Prior
 from pqmim.prior_config import PriorConfig
+from pqmim.prior_integers import Powers, calibrate, export, quantise
 from pqmim.schedule import WINDOW
 
 Codes = NDArray[np.uint8]  # [h, w, M]

@@ -24,8 +24,8 @@ from typing import Any, TextIO, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from pqmim.prior import export
 from pqmim.prior_checkpoint import Checkpoint
+from pqmim.prior_integers import export
 from pqmim.training.masters import masters
 from pqmim.training.prior import Batch, Codes, PriorRecipe, Trainer, batches, validate
 from pqmim.training.prior_start import start_from_codebook

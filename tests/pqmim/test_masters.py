@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from pqmim.prior import Prior, calibrate, export, quantise
+from pqmim.prior import Prior
+from pqmim.prior_integers import calibrate, export, quantise
 from pqmim.training.masters import masters
 from tests.models import TINY_PRIOR, tiny_prior
 from tests.pqmim.exact_tools import tiny_checkpoint

@@ -12,8 +12,9 @@ import torch
 
 from pqmim import code_stream, exact, integer, prior_checkpoint, schedule
 from pqmim.config import ConfigError
-from pqmim.prior import Prior, calibrate, export, quantise
+from pqmim.prior import Prior
 from pqmim.prior_config import PriorConfig
+from pqmim.prior_integers import calibrate, export, quantise
 from pqmim.training import prior as training
 from pqmim.training import prior_run
 from pqmim.training.prior_start import start_from_codebook
