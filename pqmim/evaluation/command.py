@@ -63,10 +63,9 @@ def evaluate(args: argparse.Namespace) -> int:
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
     points = args.quality or coders.default_points(codec)
     if args.rates:
-        qualities = [point.quality for point in args.quality or ()]
-        qualities = qualities or rate.default_qualities(codec)
+        rated = args.quality or rate.default_points(codec)
         prior = rate.float_prior(args.float_prior) if args.float_prior else None
-        results = rate.rates(codec, args.folder, qualities, plan, prior)
+        results = rate.rates(codec, args.folder, rated, plan, prior)
         sys.stdout.write(rate.table(results))
         return 0
     ours = coders.Model(codec, points, plan)

@@ -1,9 +1,9 @@
 """What the entropy model saves, in real file bytes: the container counts.
 
-Beside each quality stand the raw codes (8 bits each), static tables (one table a codebook with the
-frequencies of these very images, which is the best that any static table can do here), and the
-prior in floats if its training checkpoint is at hand: the ideal code length of the network before
-it was made exact, without container.
+Beside each operating point stand the raw codes (8 bits each), static tables (one table a codebook
+with the frequencies of these very images, which is the best that any static table can do here), and
+the prior in floats if its training checkpoint is at hand: the ideal code length of the network
+before it was made exact, without container.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pqmim import metrics
 from pqmim.code_stream import Grid
 from pqmim.codec import Codec
 from pqmim.evaluation import bd, coders, rd, report
+from pqmim.evaluation.coders import OperatingPoint
 
 if TYPE_CHECKING:
     from pqmim.prior import Prior
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rate:
-    """One quality: means over the images, in bits per pixel."""
+    """One operating point: means over the images, in bits per pixel."""
 
-    quality: int
+    point: OperatingPoint
     raw: float
     static: float
     floats: float | None  # None: no float prior was given
@@ -96,34 +97,40 @@ def float_bits(prior: Prior, codes: NDArray[np.uint8], plan: Sequence[int]) -> f
 
 
 def rates(
-    codec: Codec, folder: Path, qualities: Sequence[int], plan: Sequence[int],
+    codec: Codec, folder: Path, points: Sequence[OperatingPoint], plan: Sequence[int],
     prior: Prior | None = None,
 ) -> list[Rate]:  # fmt: skip
-    """Compress every image of the folder at every quality."""
-    found = [(image, codec.encode(image[None])) for _, image in rd.load_folder(folder)]
+    """Compress every image of the folder at every operating point."""
+    images = [image for _, image in rd.load_folder(folder)]
     jpeg = _jpeg(folder)
-    pixels = sum(image.shape[1] * image.shape[2] for image, _ in found)
+    pixels = sum(image.shape[1] * image.shape[2] for image in images)
     results = []
-    for quality in qualities:
+    for point in points:
+        codes = [_codes(codec, image, point, plan) for image in images]
         begin, size = time.perf_counter(), 0
-        kept = [codes[..., :quality] for _, codes in found]
-        images = [image for image, _ in found]
-        for image, codes in zip(images, kept, strict=True):
-            size += len(codec.compress_codes(codes, image.shape[1], image.shape[2], plan)[0])
+        for image, own in zip(images, codes, strict=True):
+            size += len(codec.compress_codes(own, image.shape[1], image.shape[2], plan)[0])
         seconds = (time.perf_counter() - begin) / (pixels / 1e6)
-        arrays = [codes[0].cpu().numpy() for codes in kept]
+        arrays = [own[0].cpu().numpy() for own in codes]
         floats = None if prior is None else sum(float_bits(prior, a, plan) for a in arrays) / pixels
         file = 8 * size / pixels
-        pairs = zip(images, kept, strict=True)
+        pairs = zip(images, codes, strict=True)
         results.append(
             Rate(
-                quality, 8.0 * sum(a.nbytes for a in arrays) / pixels,
+                point, 8.0 * sum(a.nbytes for a in arrays) / pixels,
                 static_bits(arrays, codec.config.codewords) / pixels, floats, file,
-                float(np.mean([_psnr(codec, image, codes) for image, codes in pairs])),
+                float(np.mean([_psnr(codec, image, own) for image, own in pairs])),
                 bd.quality_at(jpeg, file), seconds,
             )
         )  # fmt: skip
     return results
+
+
+def _codes(codec: Codec, image: Tensor, point: OperatingPoint, plan: Sequence[int]) -> Tensor:
+    """[1,h,w,m] of an image [3,H,W], by their worth where bits have a price."""
+    if point.price > 0:
+        return codec.search(image[None], point.quality, point.price, plan)[0]
+    return codec.encode(image[None], point.quality)
 
 
 def _jpeg(folder: Path) -> list[tuple[float, float]]:
@@ -141,10 +148,10 @@ def _psnr(codec: Codec, image: Tensor, codes: Tensor) -> float:
 
 def table(results: Sequence[Rate]) -> str:
     """The comparison as text."""
-    lines = ["quality  raw bpp  static   float    .pqm     saving   PSNR   JPEG there  s/Mpx"]
+    lines = ["  point  raw bpp  static   float    .pqm     saving   PSNR   JPEG there  s/Mpx"]
     for r in results:
         lines.append(
-            f"{r.quality:7d}  {r.raw:.4f}   {r.static:.4f}   {_or_dash(r.floats, 4):6s}   "
+            f"{r.point!s:>7s}  {r.raw:.4f}   {r.static:.4f}   {_or_dash(r.floats, 4):6s}   "
             f"{r.file:.4f}   {r.saving:6.1%}  {r.psnr:.2f}  {_or_dash(r.jpeg, 2):>10s}"
             f"  {r.seconds:.2f}"
         )
@@ -155,7 +162,9 @@ def _or_dash(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def default_qualities(codec: Codec) -> list[int]:
-    """A spread of qualities up to the highest."""
+def default_points(codec: Codec) -> list[OperatingPoint]:
+    """Nearest codewords of some qualities, then the highest with prices of a bit."""
     top = codec.config.subcodes
-    return sorted({max(1, top * part // 16) for part in (1, 2, 4, 8, 12, 16)})
+    qualities = sorted({max(1, top * part // 16) for part in (2, 8, 16)})
+    prices = (0.03, 0.06, 0.12)
+    return [*map(OperatingPoint, qualities), *(OperatingPoint(top, price) for price in prices)]

@@ -180,8 +180,8 @@ def test_small_images_have_no_ms_ssim_and_the_report_says_so(folder, weights, ca
 
 def test_rates_count_the_container_and_bound_static_tables(folder):
     codec = tiny_codec(prior=True)
-    results = rate.rates(codec, folder, [2, 4], (1, 1))
-    assert [r.quality for r in results] == [2, 4]
+    results = rate.rates(codec, folder, [OperatingPoint(2), OperatingPoint(4)], (1, 1))
+    assert [str(r.point) for r in results] == ["2", "4"]
     for result in results:
         assert result.static < result.raw  # 16 codewords do not fill a byte
         assert result.file > 8 * 24 / (96 * 128)
@@ -202,7 +202,8 @@ def test_a_float_prior_that_knows_nothing_needs_every_bit_of_a_code(folder, tmp_
     }
     torch.save(state, tmp_path / "checkpoint.pt")
     loaded = rate.float_prior(tmp_path / "checkpoint.pt")
-    (result,) = rate.rates(tiny_codec(prior=True), folder, [4], (1, 1), loaded)
+    point = OperatingPoint(4, 0.05)
+    (result,) = rate.rates(tiny_codec(prior=True), folder, [point], (1, 1), loaded)
     assert result.floats == pytest.approx(4 * 4 / 256)  # 4 sub-codes of 4 bits a 16 x 16 block
     torch.save({"step": 1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no checkpoint of train prior"):
