@@ -1,6 +1,6 @@
 """Our codec's speed on the CPU against CompressAI's models, in one run, at equal threads.
 
-    python -m benchmarks.compressai_speed [--threads 1] [--rounds 5] [--quality 16]
+    python -m benchmarks.compressai_speed [--threads 1] [--rounds 5] [--archive]
 
 CompressAI wants numpy < 2, so it lives in a virtual environment that this command makes (2 GB, a
 few minutes) and never among the dependencies.  Its models have random weights: the architecture
@@ -73,7 +73,10 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks.compressai_speed", description=__doc__)
     parser.add_argument("--threads", type=int, default=1, help="of torch, for all (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
-    parser.add_argument("--quality", type=int, help="our sub-codes (all)")
+    parser.add_argument(
+        "--archive", action="store_true",
+        help="ours as jobs.encode stores by default: 16 sub-codes, one stage a group",
+    )  # fmt: skip
     parser.add_argument("--models", nargs="+", choices=THEIRS, default=list(THEIRS))
     parser.add_argument("--venv", type=Path, default=ROOT / ".run" / "compressai")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -122,7 +125,7 @@ def start(
     command = [
         interpreter, "-m", "benchmarks.compressai_speed", "--worker", name,
         "--picture", str(picture), "--threads", str(args.threads),
-        *(["--quality", str(args.quality)] if args.quality else []),
+        *(["--archive"] if args.archive else []),
     ]  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     return subprocess.Popen(
@@ -152,7 +155,7 @@ def work(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     data = bytearray(args.picture.read_bytes())
     pixels = torch.frombuffer(data, dtype=torch.uint8).reshape(3, HEIGHT, WIDTH)
-    encode, decode = ours(args.quality) if args.worker == OURS else theirs(args.worker)
+    encode, decode = ours(args.archive) if args.worker == OURS else theirs(args.worker)
     for _ in sys.stdin:
         clocks = [(time.perf_counter(), time.process_time())]
         packed, size = encode(pixels)
@@ -168,15 +171,17 @@ def work(args: argparse.Namespace) -> int:
     return 0
 
 
-def ours(quality: int | None) -> tuple[Call, Callable[[Any], torch.Tensor]]:
-    """The shipped weights with the default stages, codes searched at the default price."""
-    from pqmim import search
+def ours(archive: bool) -> tuple[Call, Callable[[Any], torch.Tensor]]:
+    """The shipped weights, codes searched at the default price; all sub-codes in the default
+    stages, or as in an archive."""
+    from pqmim import schedule, search
     from pqmim.codec import Codec
 
     codec = Codec.load()
 
     def encode(pixels: torch.Tensor) -> tuple[bytes, int]:
-        data = codec.compress(pixels, quality, price=search.DEFAULT_PRICE)
+        quality, plan = (16, schedule.FAST_PLAN) if archive else (None, schedule.DEFAULT_PLAN)
+        data = codec.compress(pixels, quality, plan, price=search.DEFAULT_PRICE)
         return data, len(data)
 
     return encode, codec.decompress

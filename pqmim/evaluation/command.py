@@ -81,6 +81,8 @@ def evaluate(args: argparse.Namespace) -> int:
         from pqmim.evaluation import page
 
         report.write(args.output, curves, comparisons, samples)
+        for name, plot in page.plots(curves, known).items():
+            (args.output / f"{name}.svg").write_text(plot, encoding="utf-8")
         shown = page.crops(used, samples, args.folder)
         html = page.render(curves, known, comparisons, shown, notes)
         (args.output / PAGE).write_text(html, encoding="utf-8")

@@ -78,13 +78,10 @@ def render(
     gallery: Gallery, notes: Sequence[str],
 ) -> str:  # fmt: skip
     """The page."""
-    lines = list(curves)
-    if known:
-        lines += [c for c in known.curves if not known.plotted or c.name in known.plotted]
-    plots = "".join(_plot(lines, len(curves), measure) for measure in report.MEASURES)
+    drawn = "".join(plots(curves, known).values())
     listed = "".join(f"<li>{escape(c.name)}: {escape(c.description)}</li>" for c in curves)
     sections = [
-        f"<h1>Rate and distortion</h1><p>{escape('; '.join(notes))}.</p><ul>{listed}</ul>{plots}",
+        f"<h1>Rate and distortion</h1><p>{escape('; '.join(notes))}.</p><ul>{listed}</ul>{drawn}",
         f"<h2>BD-rate</h2><pre>{escape(report.bd_table(comparisons))}</pre>" if comparisons else "",
         f"<h2>Operating points</h2><pre>{escape(report.curve_table(curves))}</pre>",
         "<h2>At equal size</h2><p>Each codec with the file nearest to ours in bytes.</p>"
@@ -105,6 +102,14 @@ img {{ max-width: 100%; height: auto }}
 {"".join(sections)}
 </html>
 """
+
+
+def plots(curves: Sequence[Curve], known: Published | None) -> dict[str, str]:
+    """An SVG by the name of each measure."""
+    lines = list(curves)
+    if known:
+        lines += [c for c in known.curves if not known.plotted or c.name in known.plotted]
+    return {measure: _plot(lines, len(curves), measure) for measure in report.MEASURES}
 
 
 def _points(ours: Sequence[Sample]) -> list[OperatingPoint]:
