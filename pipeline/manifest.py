@@ -12,6 +12,8 @@ import functools
 import hashlib
 import io
 import itertools
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +67,15 @@ class Entry:
     footer: bytes  # Parquet's, without length and magic
 
 
+# Threads that read one ParquetFile at once corrupt the memory of the process (pyarrow 26.0.1).  A
+# fork waits for the reader, or the child would have a file in mid-read and a lock that stays taken.
+READING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=READING.acquire, after_in_parent=READING.release, after_in_child=READING.release
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """All tables and row groups of an archive, in order."""
@@ -81,9 +92,13 @@ class Manifest:
     key_max: pa.Array
     file: pq.ParquetFile  # of the manifest itself, in memory
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019, a process has one manifest or two
     def metadata(self, number: int) -> pq.FileMetaData:
-        """The parsed footer of a table."""
+        """The parsed footer of a table; from any thread."""
+        with READING:
+            return self._metadata(number)
+
+    @functools.lru_cache(maxsize=32)  # noqa: B019, a process has one manifest or two
+    def _metadata(self, number: int) -> pq.FileMetaData:
         footers = self.file.read_row_group(number // BATCH, ["footer"], use_threads=False)
         return parse_footer(footers["footer"][number % BATCH].as_py())
 

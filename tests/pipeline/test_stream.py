@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline import manifest
 from pipeline.dataset import (
     CodeStream,
     MissingColumn,
@@ -22,6 +29,7 @@ from pipeline.dataset import (
 from pipeline.table import BadTable
 from tests.code_archives import make
 
+ROOT = Path(__file__).parents[2]
 GRIDS = ((2, 2), (3, 2), (1, 4))
 TABLES = [300] * 5 + [1100, 0, 7]
 
@@ -234,3 +242,36 @@ def test_damage_in_a_worker_names_the_table(tmp_path):
     path.write_bytes(data)
     with pytest.raises(BadTable, match=r"row group 0.*checksum"):
         list(stream(made).batches(1))
+
+
+FOOTERS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pipeline import manifest
+from pipeline.storage import Store
+found = manifest.read(Store(sys.argv[1]))
+for _ in range(40):
+    manifest.Manifest._metadata.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        rows = [footer.num_rows for footer in pool.map(found.metadata, range(len(found.names)))]
+print(sum(rows))
+"""
+
+
+def test_threads_may_ask_for_footers_at_once(tmp_path):
+    """In a process of its own: unguarded, this corrupts its memory."""
+    archive = make(str(tmp_path / "a"), [3] * 64, GRIDS)
+    command = [sys.executable, "-c", FOOTERS, archive.store.root]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, f"{3 * 64}\n"), done.stderr
+
+
+def test_a_fork_waits_for_the_reader_of_a_footer():
+    """Or the child would wait for a lock whose owner it does not have."""
+    manifest.READING.acquire()
+    threading.Timer(0.2, manifest.READING.release).start()
+    begin, child = time.monotonic(), os.fork()
+    if child == 0:
+        os._exit(0 if manifest.READING.acquire(timeout=5) else 1)
+    assert time.monotonic() - begin > 0.1
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
