@@ -21,6 +21,7 @@ Cost: benchmarks/driver.py.
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import time
 from collections import deque
@@ -119,21 +120,16 @@ class Driver:
 
     def _double(self, now: float) -> None:
         """A second copy of each late shard, while a replica has nothing to do."""
-        late = []
-        for flight in self.fleet.flights:
-            if now - flight.started <= self.pace.late_s:
-                break
-            late.append(flight)
-        for flight in late:
+        too_old = now - self.pace.late_s
+        late = itertools.takewhile(lambda flight: flight.started < too_old, self.fleet.flights)
+        for flight in list(late):
             job = flight.job
             if job.over or job.doubled or flight.alone:
                 continue
             member = self.fleet.idle()
             if member is None:
                 return
-            log.info(
-                "%s: late on %s, a second copy goes to %s", job.spec.url, flight.member, member
-            )
+            log.info("%s: late on %s, second copy on %s", job.spec.url, flight.member, member)
             job.doubled = True
             self.progress.second_copies += 1
             self._start(member, job, now)
@@ -169,11 +165,10 @@ class Driver:
         if flight is None:
             return
         self.heard = self.complained = now
-        if not flight.job.over:
-            if isinstance(outcome, ShardResult):
-                self._done(flight, outcome, now)
-            else:
-                self._failed(flight.job, outcome.kind, outcome.message, flight.member)
+        if not flight.job.over and isinstance(outcome, ShardResult):
+            self._done(flight, outcome, now)
+        elif not flight.job.over and isinstance(outcome, ShardFailure):
+            self._failed(flight.job, outcome.kind, outcome.message, flight.member)
         self._recycle(flight.member, outcome, now)
 
     def _done(self, flight: Flight, result: ShardResult, now: float) -> None:
@@ -197,8 +192,7 @@ class Driver:
         if job.copies:
             return  # the other copy may still do it
         if action is Action.RETRY:
-            self._try_again(job, alone=kind == "lost")
-            return
+            return self._try_again(job, alone=kind == "lost")
         commit.quarantine(self.store, job.spec, message, job.strikes)
         self.progress.quarantined.append(url)
         self._end(job)
@@ -278,9 +272,8 @@ class Driver:
         hopeless = never and self.failed_starts >= max(MAX_ATTEMPTS, self.replicas)
         if hopeless or waited > self.limits.start_s:
             reason = f"; the last failure: {self.last_reason}" if self.last_reason else ""
-            raise NoReplicas(
-                f"no replica is up after {waited:.0f} s: {self.pool.describe()}{reason}"
-            )
+            say = f"no replica is up after {waited:.0f} s: {self.pool.describe()}{reason}"
+            raise NoReplicas(say)
 
     def _kill_hung(self, now: float) -> None:
         hung: dict[str, Flight] = {}
@@ -303,5 +296,5 @@ class Driver:
             now - self.heard, len(self.fleet.flights), self.pace.median,
         )  # fmt: skip
         for flight in list(self.fleet.flights)[:SHOWN]:
-            spec, seconds = flight.job.spec, now - flight.started
-            log.warning("stuck: %s on %s for %.0f s", spec.url, flight.member, seconds)
+            url, seconds = flight.job.spec.url, now - flight.started
+            log.warning("stuck: %s on %s for %.0f s", url, flight.member, seconds)

@@ -129,12 +129,9 @@ class Codec:
 
     @torch.no_grad()
     def search(
-        self,
-        pixels: Tensor,
-        quality: int | None = None,
-        price: float = search.DEFAULT_PRICE,
+        self, pixels: Tensor, quality: int | None = None, price: float = search.DEFAULT_PRICE,
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
-    ) -> tuple[Tensor, list[bytes]]:
+    ) -> tuple[Tensor, list[bytes]]:  # fmt: skip
         """The codes that are worth their bits, and their payloads (:mod:`pqmim.search`).
 
         Args:
@@ -216,35 +213,23 @@ class Codec:
             raise ValueError(f"codes outside 0..{self.config.codewords - 1}: of another model?")
 
     def compress(
-        self,
-        pixels: Tensor,
-        quality: int | None = None,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN,
-        stages: int | None = None,
-        price: float = 0.0,
-    ) -> bytes:
+        self, pixels: Tensor, quality: int | None = None,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
+    ) -> bytes:  # fmt: skip
         """uint8 [3,H,W] -> a ``.pqm`` file; see :func:`pqmim.files.compress_batch`."""
         return files.compress_batch(self, pixels[None], quality, plan, stages, price)[0]
 
     def compress_batch(
-        self,
-        pixels: Tensor,
-        quality: int | None = None,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN,
-        stages: int | None = None,
-        price: float = 0.0,
-    ) -> list[bytes]:
+        self, pixels: Tensor, quality: int | None = None,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
+    ) -> list[bytes]:  # fmt: skip
         """uint8 [B,3,H,W] -> one ``.pqm`` file an image; see :mod:`pqmim.files`."""
         return files.compress_batch(self, pixels, quality, plan, stages, price)
 
     def compress_codes(
-        self,
-        codes: Tensor,
-        height: int,
-        width: int,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN,
-        stages: int | None = None,
-    ) -> list[bytes]:
+        self, codes: Tensor, height: int, width: int,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None,
+    ) -> list[bytes]:  # fmt: skip
         """Codes [B,h,w,m] -> one ``.pqm`` file an image; see :mod:`pqmim.files`."""
         return files.compress_codes(self, codes, height, width, plan, stages)
 
@@ -253,13 +238,9 @@ class Codec:
         return budget.search(self, pixels, max_bytes).data
 
     def decompress(
-        self,
-        data: bytes,
-        *,
-        partial: bool = False,
-        fill: filling.Fill | None = None,
+        self, data: bytes, *, partial: bool = False, fill: filling.Fill | None = None,
         max_pixels: int = MAX_PIXELS,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """A ``.pqm`` file -> uint8 [3,H,W]; see :func:`pqmim.files.decompress`."""
         return files.decompress(self, data, partial=partial, fill=fill, max_pixels=max_pixels)
 

@@ -264,9 +264,8 @@ def train(
 ) -> PQVAE:
     """Run the recipe to the end of its budget and give the averaged model; see the module.
 
-    A new run begins with the trunks of ``other``, if it is given.
-
-    The last shard, by name, is held out for the PSNR in the log.
+    A new run begins with the trunks of ``other``, if it is given.  The last shard, by name, is held
+    out for the PSNR in the log.
     """
     out.mkdir(parents=True, exist_ok=True)
     shards = sorted(shards)
@@ -280,9 +279,8 @@ def train(
     stream = crops.batches(images, recipe.crop, recipe.batch, recipe.seed, trainer.step)
     with open(out / "log.jsonl", "a") as log:
         if trainer.step == 0:
-            print(
-                json.dumps({"recipe": dataclasses.asdict(recipe), "images": len(images)}), file=log
-            )
+            first = {"recipe": dataclasses.asdict(recipe), "images": len(images)}
+            print(json.dumps(first), file=log)
         while trainer.seconds < 60 * recipe.minutes:
             begin = time.perf_counter()
             report = trainer.train_step(next(stream))
