@@ -28,7 +28,7 @@ test: $(STAMP)  ## run the tests
 test-s3: $(STAMP)  ## run the tests against a real S3 server (needs Ceph's RADOS Gateway)
 	@$(PY) -m pytest -m s3
 
-chaos: $(STAMP)  ## the long forms of the fault tests (about half an hour)
+chaos: $(STAMP)  ## the long forms of the fault tests (over an hour)
 	@$(PY) -m pytest -m chaos
 
 lint: $(STAMP)  ## ruff and mypy

@@ -5,8 +5,9 @@
 Synthetic codes of 16 x 16 x 8 through the real table writer; every reader gives shuffled batches of
 uint8 [B, 16, 16, 8] with keys or labels to the main process, by a DataLoader of the same number of
 workers.  The bare read is one process that reads the same tables from the first to the last byte.
-The others read the first ``--others`` images: their speed does not depend on the number.  Rounds
-are interleaved and the best of each counts, because other work on the machine only ever slows.
+A DataLoader that hands out those bytes and nothing else says what workers can pass on at all.  The
+others read the first ``--others`` images: their speed does not depend on the number.  Rounds are
+interleaved and the best of each counts, because other work on the machine only ever slows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import webdataset
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from pipeline import commit, manifest, table
 from pipeline.dataset import CodeStream
@@ -64,6 +65,9 @@ def all_readers(args: argparse.Namespace, folder: Path, archive: Path) -> dict[s
     some = [str(t) for t in tables[: -(-args.others // PER_TABLE)]]
     readers: dict[str, Reader] = {
         "bare read": lambda: bare(tables),
+        "DataLoader of bytes alone": lambda: map(
+            len, DataLoader(Bytes(tables, batch), batch_size=None, num_workers=workers)
+        ),
         "CodeStream": lambda: stream(archive, batch, workers, True),
         "CodeStream, checksums=False": lambda: stream(archive, batch, workers, False),
         "(a) two .npy an image": lambda: npy(folder / "npy", args.others, batch, workers),
@@ -79,7 +83,7 @@ def measure(readers: dict[str, Reader], folder: Path, rounds: int) -> dict[str, 
     best: dict[str, float] = {}
     for _ in range(rounds):
         for name, reader in readers.items():
-            ours = name == "bare read" or name.startswith("CodeStream")
+            ours = not name.startswith("(")
             for cold in (True, False) if ours else (False,):
                 if cold:
                     forget(folder)
@@ -122,6 +126,25 @@ def bare(tables: list[Path]) -> Iterator[int]:
             while file.readinto(buffer):
                 pass
         yield pq.read_metadata(path).num_rows
+
+
+class Bytes(IterableDataset[torch.Tensor]):
+    """The bytes of whole batches out of the tables, as they lie there: no Parquet, keys, checksums
+    or shuffling.  What a DataLoader can give at most."""
+
+    def __init__(self, tables: list[Path], batch: int) -> None:
+        self.tables, self.batch = tables, batch
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info = get_worker_info()
+        mine = self.tables[info.id :: info.num_workers] if info else self.tables
+        for path in mine:
+            with open(path, "rb", buffering=0) as file:
+                while True:
+                    codes = torch.empty(self.batch * BYTES, dtype=torch.uint8).share_memory_()
+                    if file.readinto(memoryview(codes.numpy())) < len(codes):
+                        break
+                    yield codes.view(self.batch, *SHAPE)
 
 
 def stream(archive: Path, batch: int, workers: int, checksums: bool) -> Iterator[int]:
