@@ -172,7 +172,7 @@ def commit(
 
 def committed(store: Store) -> dict[str, ShardResult]:
     """All ledger entries, by shard: 1 KB of memory each."""
-    return {entry.shard_id: entry for entry in entries(store, _ids(store, "ledger/"))}
+    return {entry.shard_id: entry for entry in entries(store, ids(store, "ledger/"))}
 
 
 def entries(store: Store, shard_ids: Iterable[str]) -> Iterator[ShardResult]:
@@ -194,7 +194,7 @@ def entries(store: Store, shard_ids: Iterable[str]) -> Iterator[ShardResult]:
 
 def committed_ids(store: Store) -> set[str]:
     """The shards that have a ledger entry, by listing alone."""
-    return set(_ids(store, "ledger/"))
+    return set(ids(store, "ledger/"))
 
 
 def quarantine(store: Store, spec: ShardSpec, reason: str, attempts: int) -> None:
@@ -213,14 +213,14 @@ def quarantined(store: Store) -> dict[str, Quarantined]:
         return Quarantined(**json.loads(store.get(failed_name(shard_id))))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = [one for one in pool.map(read, _ids(store, "failed/")) if one is not None]
+        found = [one for one in pool.map(read, ids(store, "failed/")) if one is not None]
     return {one.shard_id: one for one in found}
 
 
-def _ids(store: Store, prefix: str) -> Iterator[str]:
-    """Shards by the names below ``ledger/`` or ``failed/``."""
+def ids(store: Store, prefix: str, suffix: str = ".json") -> Iterator[str]:
+    """Shards by the names below ``ledger/``, ``failed/``, ``damaged/`` or ``codes/``."""
     names = (name.removeprefix(prefix) for name in store.names(prefix))
-    return (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return (name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
 
 def _ledger_entry(store: Store, shard_id: str) -> ShardResult | None:

@@ -8,7 +8,7 @@ committed shards, until the answer is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -36,8 +36,8 @@ def find_left(store: Store, specs: Sequence[ShardSpec], retry_failed: bool) -> L
     """
     committed = commit.committed_ids(store)
     _check_tables(store, committed)
-    failed = set(_ids(store, "failed/", ".json"))
-    damaged = _damaged(store, sorted(committed.intersection(_ids(store, "damaged/", ".json"))))
+    failed = set(commit.ids(store, "failed/"))
+    damaged = _damaged(store, sorted(committed.intersection(commit.ids(store, "damaged/"))))
     given_up = set() if retry_failed else failed - committed
     ended = committed | given_up
     todo = [spec for spec in specs if spec.shard_id not in ended]
@@ -47,7 +47,7 @@ def find_left(store: Store, specs: Sequence[ShardSpec], retry_failed: bool) -> L
 
 def _check_tables(store: Store, committed: set[str]) -> None:
     """A table is written before its ledger entry, so that the later listing must show it."""
-    gone = sorted(committed.difference(_ids(store, "codes/", ".parquet")))
+    gone = sorted(committed.difference(commit.ids(store, "codes/", ".parquet")))
     if gone:
         table, entry = commit.table_name(gone[0]), commit.ledger_name(gone[0])
         raise BadTable(
@@ -63,8 +63,3 @@ def _damaged(store: Store, candidates: Sequence[str]) -> list[str]:
         entries = pool.map(store.get, map(commit.ledger_name, candidates))
         results = [ShardResult.from_json(entry) for entry in entries]
     return [result.url for result in results if result.outcome != "done"]
-
-
-def _ids(store: Store, prefix: str, suffix: str) -> Iterator[str]:
-    names = (name.removeprefix(prefix) for name in store.names(prefix))
-    return (name.removesuffix(suffix) for name in names if name.endswith(suffix))

@@ -85,8 +85,8 @@ class Search:
         cells = torch.from_numpy(grid.cells(window, stage)).to(weights.device)
         latents = target.vectors[window][cells][:, span].transpose(0, 1)  # [g, n, d]
         error = target.errors(latents - self.shift[span, None], span)
-        several = self.grid.groups.count(grid.groups[stage]) > 1
-        nearest = target.errors(latents, span).argmin(-1) if several else None  # [g, n]
+        goes_on = grid.groups[stage] in grid.groups[stage + 1 :]  # else nobody asks for the drift
+        nearest = target.errors(latents, span).argmin(-1) if goes_on else None  # [g, n]
         codes = model.cheapest(error, target.gain[span] / self.price, weights)
         pair = model.intervals(weights.flatten(0, 1), codes.reshape(-1))
         self.starts.append(pair[0])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pqmim import integer, prior_checkpoint
+from pqmim import integer, oracle, prior_checkpoint
 from pqmim.prior_config import PriorConfig
 
 TINY = PriorConfig(
@@ -61,3 +62,20 @@ def some_codes(height: int, width: int, subcodes: int, seed: int) -> NDArray[np.
     """Codes [h, w, m] over the whole alphabet."""
     values = lcg(height * width * subcodes, seed) % 256
     return values.reshape(height, width, subcodes).astype(np.uint8)
+
+
+def compare_with_oracle(
+    model: integer.Model, arrays: prior_checkpoint.Arrays, tokens: Tensor, present: Tensor
+) -> int:
+    """Hidden states and logits of every position that is present; how many logits."""
+    config, hidden, compared = model.config, model.hidden(tokens, present), 0
+    for out, t, p in zip(hidden, tokens, present, strict=True):
+        wanted = oracle.hidden(config, arrays, t.numpy(), p.numpy())
+        rows = out[p.reshape(-1)]
+        assert (rows.numpy() == wanted).all()
+        for group in range(config.groups):
+            logits = oracle.logits(config, arrays, wanted, group)
+            assert (model.logits(rows, group).numpy() == logits).all()
+            compared += logits.size
+    assert len(hidden.unique()) > 60, "the model is dead: the comparison shows nothing"
+    return compared
