@@ -3,9 +3,12 @@
     codes [h, w, m] --windows of 16 x 16--> for each stage: mask what is not sent yet
         --model--> integer logits --> integer frequencies --> intervals --range coder--> bytes
 
-Order of the symbols: stage, window (raster), position in the window (raster), sub-code.  Sub-codes
-beyond quality m carry the mask, so the stream of quality 4 g begins with the same symbols, at the
-same probabilities, as any finer one: the decoder may stop after any group.
+Order of the symbols: stage, sub-code, window (raster), position in the window (raster).  So a
+sub-code is told those of its group before it, at its own position (the chain).  Models without a
+chain code the sub-codes of a group at once: stage, window, position, sub-code.
+
+Sub-codes beyond quality m carry the mask, so the stream of quality 4 g begins with the same
+symbols, at the same probabilities, as any finer one: the decoder may stop after any group.
 
 The encoder knows all codes, so all stages run in large batches; the decoder runs them in turn.
 That they agree rests on the model alone, which is exact (``pqmim.exact``).
@@ -16,6 +19,7 @@ prefix of the stages (:func:`decode_prefix`).  Codes that were not sent read as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +37,7 @@ NEVER = -1  # stage of what lies outside the image
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
 
 Shape = tuple[int, int, int]  # h, w, m
+Job = tuple["Grid", int, int]  # window and stage of a grid
 Coder = Callable[[NDArray[np.int64], NDArray[np.int64]], bytes]  # intervals to a payload
 
 
@@ -99,8 +104,8 @@ class Grid:
         return slice(first, min(first + self.config.group, self.codes.shape[-1]))
 
 
-def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> list[Tensor]:
-    """Weights [n, sub-codes of the group, K] of each (grid, window, stage), all of one group.
+def predict(model: Model, jobs: Sequence[Job]) -> list[Tensor]:
+    """The model's rows [n, D] of the cells of each (grid, window, stage).
 
     Read only: windows of one shape share theirs in the first stage, when nothing is known.
     """
@@ -112,9 +117,33 @@ def predict(model: Model, jobs: Sequence[tuple[Grid, int, int]], group: int) -> 
         places.setdefault(keys[-1], (grid.tokens(window, stage), present, cells))
     inputs = [torch.from_numpy(np.stack(part)) for part in zip(*places.values(), strict=True)]
     rows = model.rows(*(part.to(model.device) for part in inputs))
-    weights = model.frequencies(rows, group).split(inputs[2].sum((1, 2)).tolist())
-    by_key = dict(zip(places, weights, strict=True))
+    by_key = dict(zip(places, rows.split(inputs[2].sum((1, 2)).tolist()), strict=True))
     return [by_key[key] for key in keys]
+
+
+def turns(model: Model, known: Sequence[tuple[Job, Tensor]]) -> Iterator[tuple[Job, slice, Tensor]]:
+    """Sub-codes of each (grid, window, stage), and their weights [n, sub-codes, K].
+
+    The jobs are of one group, with their rows of :func:`predict`.  Each sub-code comes for all of
+    them before the next one: what its grid holds then is what the next one is told.
+    """
+    if not known:
+        return
+    (grid, _, stage), _ = known[0]
+    config, size = model.config, windows_at_once(model)
+    first = grid.groups[stage] * config.group
+    for head, subcodes in config.parts(slice(first, first + config.group)):
+        there = [(job, rows) for job, rows in known if job[0].codes.shape[-1] > subcodes.start]
+        for begin in range(0, len(there), size):
+            jobs, rows = zip(*there[begin : begin + size], strict=True)
+            before = np.concatenate(
+                [g.codes[w][g.cells(w, s)][:, first : subcodes.start] for g, w, s in jobs]
+            )
+            told = torch.from_numpy(before.astype(np.int64)).to(model.device)
+            weights = model.frequencies(torch.cat(rows), head, told).split([len(r) for r in rows])
+            for job, own in zip(jobs, weights, strict=True):
+                end = min(subcodes.stop, job[0].codes.shape[-1])
+                yield job, slice(subcodes.start, end), own[:, : end - subcodes.start]
 
 
 def windows_at_once(model: Model) -> int:
@@ -147,16 +176,25 @@ def intervals(
     for group in sorted(set(longest)):
         stages = [s for s, g in enumerate(longest) if g == group]
         for jobs in chunks(grids, stages, windows_at_once(model)):
-            for (grid, window, stage), weights in zip(
-                jobs, predict(model, jobs, group), strict=True
-            ):
-                span, cells = grid.span(group), grid.cells(window, stage)
-                symbols = torch.from_numpy(grid.codes[window][cells][:, span].astype(np.int64))
-                flat = weights[:, : symbols.shape[1]].flatten(0, 1)
+            known = list(zip(jobs, predict(model, jobs), strict=True))
+            for (grid, window, stage), subcodes, weights in turns(model, known):
+                cells = grid.cells(window, stage)
+                symbols = torch.from_numpy(grid.codes[window][cells][:, subcodes].astype(np.int64))
+                flat = weights.flatten(0, 1)
                 pair = model.intervals(flat, symbols.reshape(-1).to(flat.device))
                 for whole, values in zip(by_grid[id(grid)], pair, strict=True):
-                    whole[window, ..., span][cells] = values.reshape(symbols.shape).cpu().numpy()
+                    own = values.reshape(symbols.shape).cpu().numpy()
+                    whole[window, ..., subcodes][cells] = own
     return found
+
+
+def in_order(grid: Grid, values: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Values [W, 16, 16, m] of what is sent, in the order of the symbols."""
+    return [
+        values[..., subcodes][grid.stages[..., subcodes] == stage]
+        for stage, group in enumerate(grid.groups)
+        for _, subcodes in grid.config.parts(grid.span(group))
+    ]
 
 
 def encode_images(
@@ -174,13 +212,8 @@ def encode_images(
     grids = [Grid.of(codes, plan, model.config, sent) for codes in images]
     payloads = []
     for grid, (start, length) in zip(grids, intervals(model, grids), strict=True):
-        order = [grid.stages == stage for stage in range(len(grid.groups))]
-        payloads.append(
-            coder(
-                np.concatenate([start[sent] for sent in order]),
-                np.concatenate([length[sent] for sent in order]),
-            )
-        )
+        parts = in_order(grid, start), in_order(grid, length)
+        payloads.append(coder(*(np.concatenate(part) for part in parts)))
     return payloads
 
 
@@ -214,8 +247,8 @@ def decode_images(
     coders = [entropy.Decoder(payload) for payload in payloads]
     by_grid = {id(grid): coder for grid, coder in zip(grids, coders, strict=True)}
     for stage in range(max((len(grid.groups) for grid in grids), default=0)):
-        for grid, window, weights in _predictions(model, grids, stage):
-            _put(grid, window, stage, by_grid[id(grid)].decode(weights))
+        for grid, window, subcodes, weights in _predictions(model, grids, stage):
+            _put(grid, window, stage, subcodes, by_grid[id(grid)].decode(weights))
     if to_end and not all(coder.exhausted() for coder in coders):
         raise entropy.PayloadError("the payload goes on after the last code")
     return [
@@ -235,42 +268,41 @@ def decode_prefix(
     Raises:
         ValueError, ScheduleError: see :meth:`Grid.of`.
     """
-    height, width, subcodes = shape
     grid = Grid.of(np.zeros(shape, dtype=np.uint8), plan, model.config, sent)
     words = payload[: len(payload) // 4 * 4]
-    rest = 4 * height * width * subcodes + 8  # no code takes more than 24 bits
+    rest = 4 * math.prod(shape) + 8  # no code takes more than 24 bits
     coders = [entropy.Decoder(words + fill * rest) for fill in (b"\x00", b"\xff")]
     whole = 0
     try:
         for stage in range(len(grid.groups)):
-            for _, window, weights in _predictions(model, [grid], stage):
+            for _, window, subcodes, weights in _predictions(model, [grid], stage):
                 low, high = (coder.decode(weights) for coder in coders)
                 if (low != high).any():
                     raise entropy.PayloadError("cut within this stage")
-                _put(grid, window, stage, low)
+                _put(grid, window, stage, subcodes, low)
             whole += 1
     except entropy.PayloadError:
         grid.codes[grid.stages >= whole] = 0
-    return schedule.from_windows(grid.codes, height, width), whole
+    return schedule.from_windows(grid.codes, *shape[:2]), whole
 
 
 def _predictions(
     model: Model, grids: Sequence[Grid], stage: int
-) -> Iterator[tuple[Grid, int, NDArray[np.float32]]]:
-    """(grid, window, weights [n, K]) of every window that this stage sends codes of, in order."""
-    for jobs in chunks(grids, [stage], windows_at_once(model)):
-        group = jobs[0][0].groups[stage]
-        for (grid, window, _), weights in zip(jobs, predict(model, jobs, group), strict=True):
-            span = grid.span(group)
-            rows = weights[:, : span.stop - span.start].flatten(0, 1)
-            yield grid, window, rows.to(torch.float32).cpu().numpy()
+) -> Iterator[tuple[Grid, int, slice, NDArray[np.float32]]]:
+    """(grid, window, sub-codes, weights [n, K]) of what this stage sends, in order."""
+    known = [
+        pair
+        for jobs in chunks(grids, [stage], windows_at_once(model))
+        for pair in zip(jobs, predict(model, jobs), strict=True)
+    ]
+    for (grid, window, _), subcodes, weights in turns(model, known):
+        yield grid, window, subcodes, weights.flatten(0, 1).to(torch.float32).cpu().numpy()
 
 
-def _put(grid: Grid, window: int, stage: int, symbols: NDArray[np.int32]) -> None:
+def _put(grid: Grid, window: int, stage: int, subcodes: slice, symbols: NDArray[np.int32]) -> None:
     """Write the decoded symbols of one window and stage into the grid."""
-    span, cells = grid.span(grid.groups[stage]), grid.cells(window, stage)
-    values = symbols.reshape(-1, span.stop - span.start).astype(np.uint8)
-    grid.codes[window, ..., span][cells] = values
+    values = symbols.reshape(-1, subcodes.stop - subcodes.start).astype(np.uint8)
+    grid.codes[window, ..., subcodes][grid.cells(window, stage)] = values
 
 
 def code_image(model: Model, codes: NDArray[np.uint8], plan: Sequence[int]) -> bytes:

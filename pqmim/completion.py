@@ -254,16 +254,18 @@ def _take(
     seen = done[turn.windows] & present[..., None]
     tokens[..., : seen.shape[-1]][seen] = work.codes[turn.windows][seen]
     rows = model.rows(*(torch.from_numpy(a).to(device) for a in (tokens, present, turn.cells)))
-    logits = model.logits(rows, turn.group)[:, : turn.span.stop - turn.span.start]
     which, y, x = np.nonzero(turn.cells)
     place = (turn.windows[which], y, x)
-    at = torch.from_numpy(points(work.streams[place], turn.span)).to(device)
-    drawn = draw(logits, rule.divisor, at).cpu().numpy()
-    known = work.known[place][:, turn.span]
     filled = work.codes[place]  # a copy, [n, m]
-    filled[:, turn.span] = np.where(known, filled[:, turn.span], drawn)
+    for head, span in model.config.parts(turn.span):
+        before = torch.from_numpy(filled[:, turn.span.start : span.start].astype(np.int64))
+        logits = model.logits(rows, head, before.to(device))[:, : span.stop - span.start]
+        at = torch.from_numpy(points(work.streams[place], span)).to(device)
+        drawn = draw(logits, rule.divisor, at).cpu().numpy()
+        known = work.known[place][:, span]
+        filled[:, span] = np.where(known, filled[:, span], drawn)
+        if codebook is not None:
+            share = (frequencies(logits, TEMPERATURE_ONE) / entropy.TOTAL).to(codebook)
+            means = torch.einsum("nsk,skd->nsd", share, codebook[span]).cpu().numpy()
+            work.mean[..., span, :][place] = np.where(known[..., None], 0, means)
     work.codes[place] = filled
-    if codebook is not None:
-        share = (frequencies(logits, TEMPERATURE_ONE) / entropy.TOTAL).to(codebook)
-        means = torch.einsum("nsk,skd->nsd", share, codebook[turn.span]).cpu().numpy()
-        work.mean[..., turn.span, :][place] = np.where(known[..., None], 0, means)

@@ -85,7 +85,8 @@ class Network:
     codes: Tensor  # [M * (K + 1), D]
     place: Tensor  # [256, D], row plus column table
     blocks: list[Block]
-    heads: list[Linear]  # one a group, [group * K, D]
+    heads: list[Linear]  # one a part (``PriorConfig.parts``), [sub-codes * K, D]
+    chain: Tensor | None  # [M * K, D], what a sub-code tells the later ones of its group
 
 
 class _Through(torch.autograd.Function):
@@ -233,7 +234,7 @@ def embed(net: Network, tokens: Tensor) -> Tensor:
 
 
 def hidden(net: Network, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-    """What the heads see, [B, 256, D] in +-127.
+    """What :func:`logits` starts from, [B, 256, D]: in +-127, or the residual if there is a chain.
 
     Args:
         net: the model; all its tensors are float32 (or float64) on the device of ``tokens``.
@@ -255,12 +256,27 @@ def hidden(net: Network, tokens: Tensor, present: Tensor | None = None) -> Tenso
             mixed = attention(block, norm(x), net.config.heads, present)
             x = saturate(x + linear(block.out, mixed), RESIDUAL)
             x = saturate(x + feed_forward(block, norm(x)), RESIDUAL)
-        return norm(x)
+        return norm(x) if net.chain is None else x
 
 
-def logits(net: Network, rows: Tensor, group: int) -> Tensor:
-    """[n, D] rows of :func:`hidden` -> [n, sub-codes of the group, K]."""
+def chain_rows(config: PriorConfig, subcode: int, before: Tensor) -> Tensor:
+    """Codes int64 [n, j] of the first j sub-codes of a sub-code's group -> rows of the chain."""
+    first = subcode // config.group * config.group
+    subcodes = torch.arange(first, first + before.shape[1], device=before.device)
+    return before + subcodes * config.codewords
+
+
+def logits(net: Network, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
+    """[n, D] rows of :func:`hidden` -> [n, sub-codes of the part, K].
+
+    ``before`` int64 [n, j] holds the codes of the earlier sub-codes of the group at each row.
+    """
     with torch.autocast(rows.device.type, enabled=False):
-        return linear(net.heads[group], rows).reshape(
-            len(rows), net.config.group, net.config.codewords
+        if net.chain is not None:
+            if before is not None and before.shape[1]:
+                told = F.embedding_bag(chain_rows(net.config, part, before), net.chain, mode="sum")
+                rows = saturate(rows + told, RESIDUAL)
+            rows = norm(rows)
+        return linear(net.heads[part], rows).reshape(
+            len(rows), net.config.together, net.config.codewords
         )

@@ -6,7 +6,7 @@ engine.  The loops run on one thread and release the GIL, so callers may run win
 every buffer belongs to its call.
 
 A residual is int32 [rows, D], an operand int8.  The last block computes only the positions that
-are asked for.
+are asked for.  Rows are residuals where sub-codes are chained, operands where they are not.
 """
 
 from __future__ import annotations
@@ -83,11 +83,13 @@ class Fused:
         place = arrays["row"].astype(np.int32)[:, None] + arrays["column"].astype(np.int32)
         self.place = np.ascontiguousarray(place.reshape(POSITIONS, config.dims))
         self.blocks = [self._block(arrays, f"blocks.{b}", x) for b, x in enumerate(config.local)]
-        span = config.group * config.codewords
+        span, heads = config.together * config.codewords, config.subcodes // config.together
         self.heads = [
-            self._layer(arrays, "head", slice(g * span, (g + 1) * span))
-            for g in range(config.groups)
+            self._layer(arrays, "head", slice(h * span, (h + 1) * span)) for h in range(heads)
         ]
+        self.chain = None
+        if config.chain:
+            self.chain = np.ascontiguousarray(arrays["chain"].reshape(-1, config.dims))
         self.gain = float(exact.norm_gain(config.dims))
         self.table = np.array(entropy.exponential_table(), dtype=np.int32)
 
@@ -120,7 +122,7 @@ class Fused:
 
     @torch.no_grad()
     def rows(self, tokens: Tensor, present: Tensor, cells: Tensor) -> Tensor:
-        """See :class:`pqmim.integer.Model`; int8."""
+        """See :class:`pqmim.integer.Model`; int8, or int32 if there is a chain."""
         flat = tokens.reshape(-1, self.config.subcodes).numpy() + self.first
         inside = present.reshape(-1).numpy()
         x = np.empty((len(flat), self.config.dims), np.int32)
@@ -132,7 +134,7 @@ class Fused:
         for block in self.blocks:
             ask = wanted if block is self.blocks[-1] else everything
             x, y = self._run(block, x, y, inside, ask)
-        return y
+        return y if self.chain is None else torch.from_numpy(x)
 
     def _run(
         self,
@@ -206,20 +208,32 @@ class Fused:
         values = packed.numpy()[:, 2 * dims :]
         kernels.mix(mixed.numpy(), total, values, block.value_scale, out)
 
-    def logits(self, rows: Tensor, group: int) -> Tensor:
-        """See :class:`pqmim.integer.Model`."""
-        layer = self.heads[group]
-        total = (layer.sums(rows.to(torch.int8)) + layer.bias) >> layer.shift
-        values = torch.from_numpy(total.clip(-exact.LOGIT, exact.LOGIT)).to(torch.float32)
-        return values.reshape(len(rows), self.config.group, self.config.codewords)
+    def _operand(self, rows: Tensor, part: int, before: Tensor | None) -> Tensor:
+        """Rows -> what the head of a part takes, int8 [n, D]."""
+        if self.chain is None:
+            return rows.to(torch.int8)
+        if before is None:
+            before = torch.empty((len(rows), 0), dtype=torch.int64)
+        told = exact.chain_rows(self.config, part, before).numpy()
+        out = torch.empty(rows.shape, dtype=torch.int8)
+        residual = rows.to(torch.int32).contiguous().numpy()
+        kernels.chain_norm(residual, told, self.chain, self.gain, out.numpy())
+        return out
 
-    def frequencies(self, rows: Tensor, group: int) -> Tensor:
+    def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
         """See :class:`pqmim.integer.Model`."""
-        layer, config = self.heads[group], self.config
-        out = torch.empty((len(rows), config.group, config.codewords))
+        layer, config = self.heads[part], self.config
+        total = (layer.sums(self._operand(rows, part, before)) + layer.bias) >> layer.shift
+        values = torch.from_numpy(total.clip(-exact.LOGIT, exact.LOGIT)).to(torch.float32)
+        return values.reshape(len(rows), config.together, config.codewords)
+
+    def frequencies(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
+        """See :class:`pqmim.integer.Model`."""
+        layer, config = self.heads[part], self.config
+        out = torch.empty((len(rows), config.together, config.codewords))
         kernels.frequencies(
-            layer.sums(rows.to(torch.int8)), layer.bias, layer.shift, config.codewords, self.table,
-            out.flatten(0, 1).numpy(),
+            layer.sums(self._operand(rows, part, before)), layer.bias, layer.shift,
+            config.codewords, self.table, out.flatten(0, 1).numpy(),
         )  # fmt: skip
         return out
 
@@ -258,6 +272,7 @@ def load(checkpoint: Checkpoint) -> Fused:
     """
     config = checkpoint.config
     shapes = {(inputs, outputs) for outputs, inputs in layer_shapes(config).values()}
+    shapes.add((config.dims, config.together * config.codewords))
     shapes |= {(config.head_dims, POSITIONS), (POSITIONS, config.head_dims)}
     int8 = all(integer.int8_is_exact(*shape, Fused.device) for shape in sorted(shapes))
     model = Fused(checkpoint, int8=int8)

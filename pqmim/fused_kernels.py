@@ -117,6 +117,25 @@ def norm(x: Ints, gain: float, out: Bytes) -> None:
 
 
 @compiled
+def chain_norm(
+    x: Ints, rows: NDArray[np.int64], table: NDArray[np.int16], gain: float, out: Bytes
+) -> None:
+    """Residual [n, D] plus the rows [n, j] of a table, normalised."""
+    own = np.empty(x.shape[1], np.int32)
+    for r in range(len(x)):
+        row = x[r]
+        for d in range(len(own)):
+            own[d] = row[d]
+        for j in range(rows.shape[1]):
+            one = table[rows[r, j]]
+            for d in range(len(own)):
+                own[d] += i4(one[d])
+        for d in range(len(own)):
+            own[d] = clamp(own[d], RESIDUAL)
+        norm_row(own, gain, out[r])
+
+
+@compiled
 def add_norm(total: Ints, bias: Ints, shift: Ints, x: Ints, gain: float, out: Bytes) -> None:
     """A layer's sums onto the residual, and that normalised."""
     for r in range(len(x)):

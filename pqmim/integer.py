@@ -45,10 +45,17 @@ class Model(Protocol):
     def rows(self, tokens: Tensor, present: Tensor, cells: Tensor) -> Tensor:
         """The rows of :meth:`hidden` where bool ``cells`` [B, 16, 16], [n, D] in any dtype."""
 
-    def logits(self, rows: Tensor, group: int) -> Tensor:
-        """[n, D] -> integers in [n, sub-codes of the group, K]."""
+    def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
+        """[n, D] -> integers in [n, sub-codes of the part, K].
 
-    def frequencies(self, rows: Tensor, group: int) -> Tensor:
+        Args:
+            rows: of :meth:`hidden`.
+            part: which head (``PriorConfig.parts``).
+            before: int64 [n, j], codes at the same positions of the j sub-codes of the group that
+                come before the part; None: there are none.  Models without a chain ignore it.
+        """
+
+    def frequencies(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
         """:func:`pqmim.entropy.weights` of :meth:`logits`, in float32 or float64."""
 
     def intervals(self, weights: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,9 +72,9 @@ class Tensors:
         """See :class:`Model`."""
         return self.hidden(tokens, present).flatten(0, 1)[cells.reshape(-1)]
 
-    def frequencies(self: Model, rows: Tensor, group: int) -> Tensor:
+    def frequencies(self: Model, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
         """See :class:`Model`."""
-        return entropy.weights(self.logits(rows, group))
+        return entropy.weights(self.logits(rows, part, before))
 
     def intervals(self, weights: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Model`."""
@@ -98,11 +105,18 @@ def probe_sha256(model: Model) -> str:
         torch.from_numpy(present)[None].to(model.device),
     )
     rows = hidden[0, torch.from_numpy(present.reshape(-1)).to(model.device)]
-    digest = hashlib.sha256()
-    for group in range(model.config.groups):
-        values = model.logits(rows, group).to(torch.int32).cpu().numpy()
-        digest.update(np.ascontiguousarray(values, dtype="<i4").tobytes())
+    digest, config = hashlib.sha256(), model.config
+    for part in range(config.subcodes // config.together):
+        values = model.logits(rows, part, probe_before(config, part, rows)).to(torch.int32)
+        digest.update(np.ascontiguousarray(values.cpu().numpy(), dtype="<i4").tobytes())
     return digest.hexdigest()
+
+
+def probe_before(config: PriorConfig, part: int, rows: Tensor) -> Tensor:
+    """The test vector's codes of the sub-codes before a part, int64 [n, j]."""
+    known = torch.arange(part * config.together % config.group, device=rows.device)
+    row = torch.arange(len(rows), device=rows.device)[:, None]
+    return (7 * row + 13 * known + part) % config.codewords
 
 
 class Oracle(Tensors):
@@ -120,9 +134,11 @@ class Oracle(Tensors):
             out[p.reshape(-1)] = oracle.hidden(self.config, self.arrays, t, p)
         return torch.from_numpy(result)
 
-    def logits(self, rows: Tensor, group: int) -> Tensor:
+    def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
         """See :class:`Model`."""
-        values = oracle.logits(self.config, self.arrays, rows.numpy().astype(np.int64), group)
+        known = np.zeros((len(rows), 0), np.int64) if before is None else before.numpy()
+        integers = rows.numpy().astype(np.int64)
+        values = oracle.logits(self.config, self.arrays, integers, part, known)
         return torch.from_numpy(values.astype(np.float32))
 
 
@@ -142,9 +158,9 @@ class Engine(Tensors):
         return exact.hidden(self.net, tokens, None if bool(present.all()) else present)
 
     @torch.no_grad()
-    def logits(self, rows: Tensor, group: int) -> Tensor:
+    def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
         """See :class:`Model`."""
-        return exact.logits(self.net, rows, group)
+        return exact.logits(self.net, rows, part, before)
 
 
 def to_network(config: PriorConfig, arrays: Arrays, device: torch.device) -> exact.Network:
@@ -183,12 +199,13 @@ def to_network(config: PriorConfig, arrays: Arrays, device: torch.device) -> exa
                 down=layer(f"{name}.down", 2**17),
             )
         )
-    span = config.group * config.codewords
+    span, rows = config.together * config.codewords, config.subcodes * config.codewords
     heads = [
-        layer("head", exact.LOGIT, slice(g * span, (g + 1) * span)) for g in range(config.groups)
+        layer("head", exact.LOGIT, slice(first, first + span)) for first in range(0, rows, span)
     ]
-    place = carrier("row")[:, None] + carrier("column")[None]
-    return exact.Network(config, carrier("codes").flatten(0, 1), place.flatten(0, 1), blocks, heads)
+    place = (carrier("row")[:, None] + carrier("column")[None]).flatten(0, 1)
+    chain = carrier("chain").flatten(0, 1) if config.chain else None
+    return exact.Network(config, carrier("codes").flatten(0, 1), place, blocks, heads, chain)
 
 
 def int8_is_exact(inputs: int, outputs: int, device: torch.device) -> bool:

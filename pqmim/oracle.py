@@ -91,7 +91,10 @@ def feed_forward(tensors: Tensors, name: str, y: Ints) -> Ints:
 
 
 def hidden(config: PriorConfig, tensors: Tensors, tokens: Ints, present: NDArray[np.bool_]) -> Ints:
-    """One window: tokens [16, 16, M], present [16, 16] -> [positions present, D], raster order."""
+    """One window: tokens [16, 16, M], present [16, 16] -> [positions present, D], raster order.
+
+    The residual if the model has a chain, else normalised.
+    """
     places = [(int(i), int(j)) for i, j in np.argwhere(present)]
     x = np.stack(
         [
@@ -113,16 +116,22 @@ def hidden(config: PriorConfig, tensors: Tensors, tokens: Ints, present: NDArray
         mixed = attention(tensors, name, norm(x), config.heads, places)
         x = clamp(x + linear(tensors, f"{name}.out", mixed, 2**17), 2**17 - 1)
         x = clamp(x + feed_forward(tensors, name, norm(x)), 2**17 - 1)
-    return norm(x)
+    return x if config.chain else norm(x)
 
 
-def logits(config: PriorConfig, tensors: Tensors, rows: Ints, group: int) -> Ints:
-    """[n, D] -> [n, sub-codes of the group, K]."""
-    span = slice(
-        group * config.group * config.codewords, (group + 1) * config.group * config.codewords
-    )
-    part = {f"head.{p}": tensors[f"head.{p}"][span] for p in ("weight", "bias", "shift")}
-    return linear(part, "head", rows, 2**15).reshape(len(rows), config.group, config.codewords)
+def logits(config: PriorConfig, tensors: Tensors, rows: Ints, part: int, before: Ints) -> Ints:
+    """[n, D] -> [n, sub-codes of the part, K]; ``before`` [n, j] are codes of the same group."""
+    if config.chain:
+        first = part // config.group * config.group
+        told = [
+            sum((tensors["chain"][first + j, c].astype(np.int64) for j, c in enumerate(row)), x)
+            for x, row in zip(rows, before, strict=True)
+        ]
+        rows = norm(clamp(np.stack(told), 2**17 - 1))
+    count = config.together * config.codewords
+    span = slice(part * count, (part + 1) * count)
+    head = {f"head.{p}": tensors[f"head.{p}"][span] for p in ("weight", "bias", "shift")}
+    return linear(head, "head", rows, 2**15).reshape(len(rows), config.together, config.codewords)
 
 
 @functools.cache

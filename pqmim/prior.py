@@ -1,6 +1,7 @@
 """The training form of the masked entropy model.
 
     tokens --embedding sum + row + column--> x --blocks--> norm --> a head of K logits per sub-code
+    chain: before the norm, the sub-codes of the group that are known at the position add to x
     block: x += local(norm x) (8 neighbours);  x += attention(norm x);  x += feed-forward(norm x)
 
 RMS norm without gain, base-2 softmax with a relative position bias, quadratic hard-swish: every
@@ -101,11 +102,13 @@ class Prior(nn.Module):
         self.head = nn.Linear(config.dims, config.subcodes * config.codewords)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        chained = (config.subcodes * config.codewords, config.dims)
+        self.chain = nn.Parameter(torch.zeros(chained)) if config.chain else None
 
     def hidden(
         self, tokens: Tensor, present: Tensor | None, notes: list[Recorder] | None = None
     ) -> Tensor:
-        """int64 [B, 16, 16, M], K is the mask, and [B, 16, 16] -> [B, 256, D] for the heads."""
+        """int64 [B, 16, 16, M], K is the mask, and [B, 16, 16] -> [B, 256, D] for the logits."""
         subcodes = tokens.shape[-1]
         first = torch.arange(subcodes, device=tokens.device) * (self.config.codewords + 1)
         index = (tokens + first).reshape(-1, subcodes)
@@ -115,14 +118,20 @@ class Prior(nn.Module):
             present = present.reshape(-1, exact.POSITIONS).to(x.dtype)
         for b, block in enumerate(self.blocks):
             x = block(x, present, notes[b] if notes else None)
-        return norm(x)
+        return norm(x) if self.chain is None else x
 
-    def logits(self, rows: Tensor, group: int) -> Tensor:
-        """[n, D] -> octaves [n, sub-codes of the group, K]."""
-        span = self.config.group * self.config.codewords
-        cut = slice(group * span, (group + 1) * span)
+    def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
+        """[n, D] -> octaves [n, sub-codes of the part, K]; see :class:`pqmim.integer.Model`."""
+        config = self.config
+        if self.chain is not None:
+            if before is not None and before.shape[1]:
+                index = exact.chain_rows(config, part, before)
+                rows = rows + F.embedding_bag(index, self.chain, mode="sum")
+            rows = norm(rows)
+        span = config.together * config.codewords
+        cut = slice(part * span, (part + 1) * span)
         y = F.linear(rows, self.head.weight[cut], self.head.bias[cut])
-        return y.reshape(len(rows), self.config.group, self.config.codewords)
+        return y.reshape(len(rows), config.together, config.codewords)
 
 
 def norm(x: Tensor) -> Tensor:

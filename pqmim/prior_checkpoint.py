@@ -115,6 +115,8 @@ def tensor_types(config: PriorConfig) -> dict[str, tuple[tuple[int, ...], str]]:
         "row": ((WINDOW, config.dims), "int16"),
         "column": ((WINDOW, config.dims), "int16"),
     }
+    if config.chain:
+        types["chain"] = ((config.subcodes, config.codewords, config.dims), "int16")
     for b in range(len(config.local)):
         types[f"blocks.{b}.position"] = ((config.heads, SPAN, SPAN), "int32")
         types[f"blocks.{b}.exponents"] = ((3,), "uint8")
@@ -129,7 +131,7 @@ def prove(config: PriorConfig, arrays: Arrays) -> None:
     """Check that every sum stays exact for every input.
 
     Products of attention need no check: 64 * 127**2 + 2**22 and 256 * 128 * 127 are below 2**24,
-    and so is the sum of at most 256 embeddings of 16 bits.
+    and so is the sum of at most 256 embeddings of 16 bits, or of a residual and a chain of them.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or of the wrong type or shape.

@@ -26,6 +26,7 @@ class PriorConfig:
     heads: int = 4
     hidden: int = 512  # of the feed-forward layers
     local: tuple[bool, ...] = (True, False, True, False)  # per block: 8 neighbours too
+    chain: bool = True  # a sub-code knows those of its group before it, at its own position
 
     def __post_init__(self) -> None:
         if not MIN_CODEWORDS <= self.codewords <= MAX_CODEWORDS:
@@ -55,13 +56,31 @@ class PriorConfig:
         return self.subcodes // self.group
 
     @property
+    def together(self) -> int:
+        """Sub-codes whose frequencies come at once: a group, or one where they are chained."""
+        return 1 if self.chain else self.group
+
+    def parts(self, span: slice) -> list[tuple[int, slice]]:
+        """Sub-codes of one group, or the first of them, as they are coded: head and sub-codes."""
+        return [
+            (first // self.together, slice(first, min(first + self.together, span.stop)))
+            for first in range(span.start, span.stop, self.together)
+        ]
+
+    @property
     def mask(self) -> int:
         """The token of a code that is not known yet, or never sent."""
         return self.codewords
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces (it enters the model id)."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: sorted keys, no spaces (it enters the model id).
+
+        Models from before there were chains do not mention them.
+        """
+        fields = dataclasses.asdict(self)
+        if not self.chain:
+            del fields["chain"]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> PriorConfig:
@@ -73,6 +92,6 @@ class PriorConfig:
         try:
             fields: dict[str, Any] = json.loads(text)
             fields["local"] = tuple(fields["local"])
-            return cls(**fields)
+            return cls(**{"chain": False, **fields})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"not a description of a prior: {error}") from error

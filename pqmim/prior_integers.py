@@ -163,11 +163,12 @@ def quantise(prior: Prior, powers: Powers) -> exact.Network:
                 down=layer(f"{name}.down", 2**17),
             )
         )
-    head, span = layer("head", exact.LOGIT), config.group * config.codewords
-    cuts = [slice(g * span, (g + 1) * span) for g in range(config.groups)]
+    head, span = layer("head", exact.LOGIT), config.together * config.codewords
+    cuts = [slice(first, first + span) for first in range(0, len(head.bias), span)]
     heads = [exact.Linear(head.weight[c], head.bias[c], head.scale[c], head.limit) for c in cuts]
     place = (table(prior.row)[:, None] + table(prior.column)[None]).flatten(0, 1)
-    return exact.Network(config, table(prior.codes), place, blocks, heads)
+    chain = None if prior.chain is None else table(prior.chain)
+    return exact.Network(config, table(prior.codes), place, blocks, heads, chain)
 
 
 def integer_position(block: nn.Module, score_shift: int) -> Tensor:
@@ -191,6 +192,8 @@ def export(prior: Prior, powers: Powers) -> prior_checkpoint.Checkpoint:
         "row": prior.row,
         "column": prior.column,
     }
+    if prior.chain is not None:
+        values["chain"] = prior.chain.reshape(config.subcodes, config.codewords, config.dims)
     values = {
         k: (v * 2**exact.RESIDUAL_BITS).round().clamp(-32767, 32767) for k, v in values.items()
     }

@@ -67,7 +67,7 @@ class Search:
 
     def __init__(self, grid: Grid, target: Target, price: float) -> None:
         self.grid, self.target, self.price = grid, target, price
-        self.starts, self.lengths = list[Tensor](), list[Tensor]()
+        self.starts, self.lengths = (np.zeros(grid.codes.shape, np.int64) for _ in range(2))
         # By how much the price has moved the codewords from the nearest ones, summed, [m, d].
         self.drift = torch.zeros_like(target.codebook[: grid.codes.shape[-1], 0])
         self.shift = self.drift
@@ -77,11 +77,9 @@ class Search:
         first = self.grid.stages[..., self.grid.span(self.grid.groups[stage]).start]
         self.shift = self.drift * (FEEDBACK / max(1, int((first >= stage).sum())))
 
-    def take(self, model: Model, window: int, stage: int, weights: Tensor) -> None:
-        """Choose the codes of one window, given their weights [n, g, K]."""
+    def take(self, model: Model, window: int, stage: int, span: slice, weights: Tensor) -> None:
+        """Choose codes of one window, of the sub-codes ``span`` with weights [n, sub-codes, K]."""
         target, grid = self.target, self.grid
-        span = grid.span(grid.groups[stage])
-        weights = weights[:, : span.stop - span.start]
         cells = torch.from_numpy(grid.cells(window, stage)).to(weights.device)
         latents = target.vectors[window][cells][:, span].transpose(0, 1)  # [g, n, d]
         error = target.errors(latents - self.shift[span, None], span)
@@ -89,9 +87,10 @@ class Search:
         nearest = target.errors(latents, span).argmin(-1) if goes_on else None  # [g, n]
         codes = model.cheapest(error, target.gain[span] / self.price, weights)
         pair = model.intervals(weights.flatten(0, 1), codes.reshape(-1))
-        self.starts.append(pair[0])
-        self.lengths.append(pair[1])
-        grid.codes[window, ..., span][cells.cpu().numpy()] = codes.cpu().numpy()
+        at = cells.cpu().numpy()
+        grid.codes[window, ..., span][at] = codes.cpu().numpy()
+        for whole, own in zip((self.starts, self.lengths), pair, strict=True):
+            whole[window, ..., span][at] = own.reshape(codes.shape).cpu().numpy()
         if nearest is not None:
             rows = torch.arange(span.start, span.stop, device=codes.device)[:, None]
             moved = target.codebook[rows, codes.T] - target.codebook[rows, nearest]
@@ -99,8 +98,8 @@ class Search:
 
     def payload(self) -> bytes:
         """All that was chosen."""
-        start, length = (torch.cat(part).cpu().numpy() for part in (self.starts, self.lengths))
-        return entropy.encode_intervals(start, length)
+        pair = (code_stream.in_order(self.grid, part) for part in (self.starts, self.lengths))
+        return entropy.encode_intervals(*(np.concatenate(part) for part in pair))
 
 
 def search_images(
@@ -128,9 +127,9 @@ def search_images(
             if stage < len(grid.groups):
                 found[id(grid)].begin(stage)
         for jobs in code_stream.chunks(grids, [stage], code_stream.windows_at_once(model)):
-            predicted = code_stream.predict(model, jobs, jobs[0][0].groups[stage])
-            for (grid, window, _), weights in zip(jobs, predicted, strict=True):
-                found[id(grid)].take(model, window, stage, weights)
+            known = list(zip(jobs, code_stream.predict(model, jobs), strict=True))
+            for (grid, window, _), subcodes, weights in code_stream.turns(model, known):
+                found[id(grid)].take(model, window, stage, subcodes, weights)
     codes = [
         schedule.from_windows(grid.codes, height, width)
         for grid, (height, width, _) in zip(grids, shapes, strict=True)

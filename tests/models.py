@@ -25,9 +25,9 @@ TINY_PRIOR = PriorConfig(
 
 
 @functools.cache
-def tiny_prior() -> prior_checkpoint.Checkpoint:
+def tiny_prior(*, chain: bool = True) -> prior_checkpoint.Checkpoint:
     """The entropy model of :data:`TINY`, from an integer recurrence."""
-    return tiny_checkpoint(TINY_PRIOR)
+    return tiny_checkpoint(dataclasses.replace(TINY_PRIOR, chain=chain))
 
 
 def tiny_bytes(*, prior: bool = False, **changes: int) -> bytes:

@@ -70,7 +70,7 @@ def float_prior(path: Path) -> Prior:
 
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        config = dict(state["recipe"]["model"])
+        config = {"chain": False, **state["recipe"]["model"]}
         config["local"] = tuple(config["local"])
         prior = Prior(PriorConfig(**config))
         prior.load_state_dict(state["average"])
@@ -89,10 +89,13 @@ def float_bits(prior: Prior, codes: NDArray[np.uint8], plan: Sequence[int]) -> f
             tokens = torch.from_numpy(grid.tokens(window, stage))[None]
             present = torch.from_numpy(grid.stages[window, ..., 0] >= 0)[None]
             rows = prior.hidden(tokens, present)[0, torch.from_numpy(cells.reshape(-1))]
-            sent = torch.from_numpy(grid.codes[window][cells][:, grid.span(group)].astype(np.int64))
-            logits = prior.logits(rows, group)[:, : sent.shape[1]]  # octaves
-            totals = torch.logsumexp(logits.double() * np.log(2), -1) / np.log(2)
-            bits += float((totals - logits.gather(-1, sent[..., None])[..., 0]).sum())
+            sent = torch.from_numpy(grid.codes[window][cells].astype(np.int64))
+            span = grid.span(group)
+            for head, part in prior.config.parts(span):
+                own, before = sent[:, part], sent[:, span.start : part.start]
+                logits = prior.logits(rows, head, before)[:, : own.shape[1]]  # octaves
+                totals = torch.logsumexp(logits.double() * np.log(2), -1) / np.log(2)
+                bits += float((totals - logits.gather(-1, own[..., None])[..., 0]).sum())
     return bits
 
 

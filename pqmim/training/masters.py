@@ -28,7 +28,10 @@ def masters(checkpoint: Checkpoint, device: torch.device) -> tuple[Prior, Powers
     config, arrays = checkpoint.config, checkpoint.arrays
     integers = {n: torch.from_numpy(a.astype("float32")).to(device) for n, a in arrays.items()}
     prior, powers = Prior(config).to(device), Powers()
-    for name, table in (("codes", prior.codes), ("row", prior.row), ("column", prior.column)):
+    tables = {"codes": prior.codes, "row": prior.row, "column": prior.column}
+    if prior.chain is not None:
+        tables["chain"] = prior.chain
+    for name, table in tables.items():
         table.copy_((integers[name] * 2.0**-exact.RESIDUAL_BITS).reshape(table.shape))
     for b, block in enumerate(prior.blocks):
         exponents = tuple(int(e) for e in arrays[f"blocks.{b}.exponents"])

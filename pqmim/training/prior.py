@@ -34,6 +34,7 @@ from pqmim.schedule import WINDOW
 
 Codes = NDArray[np.uint8]  # [h, w, M]
 OCTAVES_PER_LOGIT = 1 / exact.OCTAVE
+CHAIN_RATE = 10.0  # relative: what the chain adds to is ten times as large as an embedding
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,16 @@ def loss_bits(prior: Prior, powers: Powers | None, batch: Batch) -> Tensor:
         masked = batch.masked[mine][..., span].flatten(0, 2)  # [n, group]
         rows = masked.any(-1)
         chosen = hidden[mine].flatten(0, 1)[rows]
-        if powers is None:
-            octaves = prior.logits(chosen, group)
-        else:
-            octaves = exact.logits(net, chosen, group) * OCTAVES_PER_LOGIT
+        codes = batch.targets[mine][..., span].flatten(0, 2)[rows]
+        octaves = []
+        for head, part in config.parts(span):
+            before = codes[:, : part.start - span.start]
+            if powers is None:
+                octaves.append(prior.logits(chosen, head, before))
+            else:
+                octaves.append(exact.logits(net, chosen, head, before) * OCTAVES_PER_LOGIT)
         nats = F.cross_entropy(
-            octaves.flatten(0, 1) * math.log(2),
-            batch.targets[mine][..., span].flatten(0, 2)[rows].flatten(),
-            reduction="none",
+            torch.cat(octaves, 1).flatten(0, 1) * math.log(2), codes.flatten(), reduction="none"
         )
         total = total + nats[masked[rows].flatten()].sum()
     return total / batch.masked.sum().clamp_min(1) / math.log(2)
@@ -171,11 +174,13 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = Prior(recipe.model).to(device)
         self.average = copy.deepcopy(self.model)
-        decayed = [p for p in self.model.parameters() if p.ndim == 2]
-        others = [p for p in self.model.parameters() if p.ndim != 2]
+        chain = [] if self.model.chain is None else [self.model.chain]
+        named = [p for name, p in self.model.named_parameters() if name != "chain"]
+        decayed, others = ([p for p in named if (p.ndim == 2) == flat] for flat in (True, False))
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay},
-             {"params": others, "weight_decay": 0.0}],
+             {"params": others, "weight_decay": 0.0},
+             {"params": chain, "weight_decay": 0.0, "rate": CHAIN_RATE}],
             lr=recipe.peak_lr, betas=(0.9, 0.98), fused=True,
         )  # fmt: skip
         self.powers: Powers | None = None
@@ -196,7 +201,7 @@ class Trainer:
         """One update."""
         lr = self.learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)
         loss = loss_bits(self.model, self.powers, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -85,8 +85,9 @@ def begin(
         trainer.load(path)
     elif other is not None:
         prior, trainer.powers = masters(other, device)
-        trainer.model.load_state_dict(prior.state_dict())
-        trainer.average.load_state_dict(prior.state_dict())
+        state = trainer.model.state_dict() | prior.state_dict()  # a new chain begins at zero
+        trainer.model.load_state_dict(state)
+        trainer.average.load_state_dict(state)
     else:
         start_from_codebook(trainer.model, codebook, lengths, recipe.seed)
         trainer.average.load_state_dict(trainer.model.state_dict())

@@ -17,7 +17,8 @@ import torch
 
 from pqmim import code_stream, entropy, integer
 from pqmim.prior import Prior
-from tests.pqmim.exact_tools import TINY, centred, some_codes, tiny_checkpoint
+from pqmim.prior_config import PriorConfig
+from tests.pqmim.exact_tools import TINY, UNCHAINED, centred, some_codes, tiny_checkpoint
 
 PLAN = (4, 2)
 
@@ -42,11 +43,19 @@ def windows(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
+def all_logits(model: integer.Model | Prior, rows: torch.Tensor) -> list[torch.Tensor]:
+    """Of every part."""
+    config = model.config
+    return [
+        model.logits(rows, part, integer.probe_before(config, part, rows))
+        for part in range(config.subcodes // config.together)
+    ]
+
+
 def integer_tables(model: integer.Model) -> list[np.ndarray]:
     """Logits and weights of all positions of both windows, 0.9 M of each."""
     tokens, present = windows(2)
-    rows = model.hidden(tokens, present)[present.reshape(2, -1)]
-    logits = [model.logits(rows, g) for g in range(TINY.groups)]
+    logits = all_logits(model, model.hidden(tokens, present)[present.reshape(2, -1)])
     return [x.numpy() for x in logits] + [entropy.weights(x).numpy() for x in logits]
 
 
@@ -59,13 +68,24 @@ def float_tables() -> list[np.ndarray]:
             p.copy_(torch.from_numpy(centred(tuple(p.shape), 127, seed)) / size)
         tokens, present = windows(2)
         rows = prior.hidden(tokens, present)[present.reshape(2, -1)]
-        logits = [prior.logits(rows, g) for g in range(TINY.groups)]
+        logits = all_logits(prior, rows)
         return [(torch.softmax(x, -1) * 2**24).floor().numpy() for x in logits]
 
 
 def report() -> dict[str, str]:
     """Everything that must be equal everywhere, and the float digest, which will not be."""
-    checkpoint = tiny_checkpoint()
+    both = {"chained": TINY, "unchained": UNCHAINED}
+    found = {
+        f"{form} {name}": value
+        for form, config in both.items()
+        for name, value in of_model(config).items()
+    }
+    return {**found, "float_form": digest(float_tables())}
+
+
+def of_model(config: PriorConfig) -> dict[str, str]:
+    """What a model of this shape gives."""
+    checkpoint = tiny_checkpoint(config)
     model = integer.load(checkpoint, torch.device("cpu"))
     codes = some_codes(19, 35, 6, 3)
     payload = code_stream.code_image(model, codes, PLAN)
@@ -80,7 +100,6 @@ def report() -> dict[str, str]:
         "payload": hashlib.sha256(payload).hexdigest(),
         "decoded": str(bool((decoded == codes).all())),
         **{name: digest(integer_tables(engine)) for name, engine in engines.items()},
-        "float_form": digest(float_tables()),
     }
 
 

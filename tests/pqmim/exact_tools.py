@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,6 +14,7 @@ from pqmim.prior_config import PriorConfig
 TINY = PriorConfig(
     subcodes=8, codewords=256, group=4, dims=32, heads=4, hidden=64, local=(True, False)
 )
+UNCHAINED = dataclasses.replace(TINY, chain=False)  # as models were before there were chains
 
 
 def lcg(count: int, seed: int) -> NDArray[np.int64]:
@@ -73,9 +76,10 @@ def compare_with_oracle(
         wanted = oracle.hidden(config, arrays, t.numpy(), p.numpy())
         rows = out[p.reshape(-1)]
         assert (rows.numpy() == wanted).all()
-        for group in range(config.groups):
-            logits = oracle.logits(config, arrays, wanted, group)
-            assert (model.logits(rows, group).numpy() == logits).all()
+        for part in range(config.subcodes // config.together):
+            before = integer.probe_before(config, part, rows)
+            logits = oracle.logits(config, arrays, wanted, part, before.numpy())
+            assert (model.logits(rows, part, before).numpy() == logits).all()
             compared += logits.size
     assert len(hidden.unique()) > 60, "the model is dead: the comparison shows nothing"
     return compared

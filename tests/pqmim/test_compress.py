@@ -26,7 +26,7 @@ from tests import fuzz_bitstream
 from tests.models import tiny_bytes, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny.pqm"
+GOLDEN = Path(__file__).parents[1] / "golden"
 PLAN = (2, 130)
 
 
@@ -52,13 +52,14 @@ def test_any_size_quality_and_plan_comes_back_exactly(height, width, quality, pl
     assert torch.equal(codec().decompress(data), codec().decode(codes, height, width)[0])
 
 
-def test_golden_bytes():
-    fixed = Codec(codec().model, "0123456789abcdef" * 4, prior=tiny_prior())
+@pytest.mark.parametrize(("name", "chain"), [("tiny.pqm", False), ("chain.pqm", True)])
+def test_golden_bytes(name, chain):
+    fixed = Codec(codec().model, "0123456789abcdef" * 4, prior=tiny_prior(chain=chain))
     codes = torch.from_numpy(lcg(3 * 18 * 4, 1).reshape(1, 3, 18, 4) % 16).to(torch.uint8)
     (data,) = fixed.compress_codes(codes, 41, 287, PLAN)
     if os.environ.get("REGENERATE_GOLDEN") == "1":
-        GOLDEN.write_bytes(data)
-    assert data == GOLDEN.read_bytes()
+        (GOLDEN / name).write_bytes(data)
+    assert data == (GOLDEN / name).read_bytes()
     assert torch.equal(fixed.decompress(data), fixed.decode(codes, 41, 287)[0])
 
 

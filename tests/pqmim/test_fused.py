@@ -17,6 +17,7 @@ from pqmim.prior_config import PriorConfig
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import (
     TINY,
+    UNCHAINED,
     centred,
     compare_with_oracle,
     lcg,
@@ -34,7 +35,7 @@ ODD = PriorConfig(
 )
 
 
-@pytest.fixture(scope="module", params=[TINY, ODD], ids=["tiny", "odd"])
+@pytest.fixture(scope="module", params=[TINY, ODD, UNCHAINED], ids=["tiny", "odd", "unchained"])
 def checkpoint(request: pytest.FixtureRequest) -> prior_checkpoint.Checkpoint:
     return tiny_checkpoint(request.param)
 

@@ -33,12 +33,18 @@ ROOT = Path(__file__).parents[2]
 
 # Made on x86 (AVX-512) with torch 2.13; a change here is a change of the format.
 GOLDEN = {
-    "model_id": "099fb9dbcb369e6a45cae751f568eb5a44ecdeb8cf9406c62ba38e47d949e32e",
-    "probe": "8ce6be79c36cdc2a60e7801fe8dcaae0ca5a09d596b628e76e956605bf5ad7ca",
-    "payload": "944bb850e19f9711fef1d13ad07ccf2518752dd7b759d531843e117e7ae3552f",
-    "decoded": "True",
-    "float32": "1ebef8cdf56319b3f547acbe4082aa8fba8d5aaf2254d6109db881afd73e5ee4",
-    "loaded": "1ebef8cdf56319b3f547acbe4082aa8fba8d5aaf2254d6109db881afd73e5ee4",
+    "chained model_id": "8e148f91d71dddfedb6f8b20cdc1fe7cfee4c9c4dfcf1645c159d54f0148e7c2",
+    "chained probe": "b0ee66fc831455fdda33d97c4f7b84001068346ac63b4e2de5354b32954eaa8d",
+    "chained payload": "3bd6835573985dc49bb1fd4b978198eb64704e2c8d7ce87c8f34ed9e7786a95e",
+    "chained decoded": "True",
+    "chained float32": "57ead499518e777a0a7ab76ad1de770d45da2a46ad707fafef5ac7e8ee37867d",
+    "chained loaded": "57ead499518e777a0a7ab76ad1de770d45da2a46ad707fafef5ac7e8ee37867d",
+    "unchained model_id": "099fb9dbcb369e6a45cae751f568eb5a44ecdeb8cf9406c62ba38e47d949e32e",
+    "unchained probe": "8ce6be79c36cdc2a60e7801fe8dcaae0ca5a09d596b628e76e956605bf5ad7ca",
+    "unchained payload": "944bb850e19f9711fef1d13ad07ccf2518752dd7b759d531843e117e7ae3552f",
+    "unchained decoded": "True",
+    "unchained float32": "1ebef8cdf56319b3f547acbe4082aa8fba8d5aaf2254d6109db881afd73e5ee4",
+    "unchained loaded": "1ebef8cdf56319b3f547acbe4082aa8fba8d5aaf2254d6109db881afd73e5ee4",
 }
 
 # Environment and arguments of processes that choose other kernels.
@@ -147,7 +153,7 @@ def test_another_order_of_summation_changes_nothing(
     arrays = dict(checkpoint.arrays)
     d = np.random.default_rng(0).permutation(TINY.dims)
     f = np.random.default_rng(1).permutation(TINY.hidden)
-    for name in ("codes", "row", "column"):
+    for name in ("codes", "row", "column", "chain"):
         arrays[name] = arrays[name][..., d]
     for name in prior_checkpoint.layer_shapes(TINY):
         kind = name.rpartition(".")[2]
@@ -213,9 +219,10 @@ def test_a_gpu_gives_the_integers_of_the_cpu(
     wanted = engine.hidden(*exact_harness.windows(2)).repeat(32, 1, 1)[:batch]
     inside = present.reshape(batch, -1)
     assert (hidden.cpu()[inside] == wanted[inside]).all()
-    for group in range(TINY.groups):
-        logits = engine.logits(wanted[inside], group)
-        found = gpu.logits(hidden[inside.cuda()], group)
+    for part in range(TINY.subcodes // TINY.together):
+        before = integer.probe_before(TINY, part, wanted[inside])
+        logits = engine.logits(wanted[inside], part, before)
+        found = gpu.logits(hidden[inside.cuda()], part, before.cuda())
         assert (found.cpu() == logits).all()
         assert (entropy.weights(found).cpu() == entropy.weights(logits)).all()
 

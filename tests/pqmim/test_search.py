@@ -71,7 +71,9 @@ def test_every_choice_has_the_least_cost_given_the_stages_before_it():
     present = torch.zeros(1, 16, 16, dtype=torch.bool)
     present[:, :4, :4] = True
     hidden = prior.hidden(tokens, present).reshape(16, 16, -1)[:4, :4].reshape(16, -1)
-    octaves = prior.logits(hidden, 0)[:, :2].double() / 32
+    first = codes.reshape(-1, 2)[:, :1].long()
+    parts = prior.logits(hidden, 0), prior.logits(hidden, 1, first)
+    octaves = torch.cat(parts, 1).double() / 32
     bits = torch.logsumexp(octaves * np.log(2), -1, keepdim=True) / np.log(2) - octaves
     latents = model.quantizer.vectors(model.encoder(pixels.float() / 127.5 - 1))[:2]
     for m in range(2):
