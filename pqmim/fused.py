@@ -214,10 +214,10 @@ class Fused:
             return rows.to(torch.int8)
         if before is None:
             before = torch.empty((len(rows), 0), dtype=torch.int64)
-        told = exact.chain_rows(self.config, part, before).numpy()
-        out = torch.empty(rows.shape, dtype=torch.int8)
-        residual = rows.to(torch.int32).contiguous().numpy()
-        kernels.chain_norm(residual, told, self.chain, self.gain, out.numpy())
+        told = exact.chain_rows(self.config, part, before).to(torch.int32).numpy()
+        out, x = torch.empty(rows.shape, dtype=torch.int8), np.empty(rows.shape, np.int32)
+        kernels.embed(told, self.chain, rows.to(torch.int32).contiguous().numpy(), x)
+        kernels.norm(x, self.gain, out.numpy())
         return out
 
     def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:

@@ -68,13 +68,13 @@ def shifted(value: Any, bias: Any, shift: Any) -> Any:
 
 @compiled
 def embed(tokens: Ints, codes: NDArray[np.int16], place: Ints, x: Ints) -> None:
-    """Rows [n, M] of the table ``codes``, summed, plus the place of every row -> residual.
+    """Rows [n, M] of the table ``codes``, summed, plus ``place`` over and over -> residual.
 
     Two at a time, which saves half of the loads and stores.
     """
     subcodes, dims = tokens.shape[1], x.shape[1]
     for r in range(len(tokens)):
-        own, row, origin = x[r], tokens[r], place[r % KEYS]
+        own, row, origin = x[r], tokens[r], place[r % len(place)]
         for d in range(dims):
             own[d] = origin[d]
         for m in range(0, subcodes - 1, 2):
@@ -114,25 +114,6 @@ def norm(x: Ints, gain: float, out: Bytes) -> None:
     """The normalised residual."""
     for r in range(len(x)):
         norm_row(x[r], gain, out[r])
-
-
-@compiled
-def chain_norm(
-    x: Ints, rows: NDArray[np.int64], table: NDArray[np.int16], gain: float, out: Bytes
-) -> None:
-    """Residual [n, D] plus the rows [n, j] of a table, normalised."""
-    own = np.empty(x.shape[1], np.int32)
-    for r in range(len(x)):
-        row = x[r]
-        for d in range(len(own)):
-            own[d] = row[d]
-        for j in range(rows.shape[1]):
-            one = table[rows[r, j]]
-            for d in range(len(own)):
-                own[d] += i4(one[d])
-        for d in range(len(own)):
-            own[d] = clamp(own[d], RESIDUAL)
-        norm_row(own, gain, out[r])
 
 
 @compiled

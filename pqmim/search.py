@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim import code_stream, entropy, schedule
-from pqmim.code_stream import Grid
+from pqmim.grid import Grid, Shape
 from pqmim.integer import Model
 
 # Where the shipped model's quality and size both still rise: about 0.25 bpp on photographs.
@@ -98,12 +98,11 @@ class Search:
 
     def payload(self) -> bytes:
         """All that was chosen."""
-        pair = (code_stream.in_order(self.grid, part) for part in (self.starts, self.lengths))
-        return entropy.encode_intervals(*(np.concatenate(part) for part in pair))
+        return entropy.encode_intervals(*map(self.grid.in_order, (self.starts, self.lengths)))
 
 
 def search_images(
-    model: Model, targets: Sequence[Target], shapes: Sequence[code_stream.Shape],
+    model: Model, targets: Sequence[Target], shapes: Sequence[Shape],
     plan: Sequence[int], price: float,
 ) -> tuple[list[NDArray[np.uint8]], list[bytes]]:  # fmt: skip
     """Choose and encode: codes uint8 [h, w, m] and payload of each image.

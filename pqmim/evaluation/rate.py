@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim import metrics
-from pqmim.code_stream import Grid
 from pqmim.codec import Codec
 from pqmim.evaluation import bd, coders, rd, report
 from pqmim.evaluation.coders import OperatingPoint
+from pqmim.grid import Grid
 
 if TYPE_CHECKING:
     from pqmim.prior import Prior

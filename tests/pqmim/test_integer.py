@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from pqmim import code_stream, entropy, exact, integer, oracle, prior_checkpoint
+from pqmim.grid import Grid
 from pqmim.prior_config import PriorConfig
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import (
@@ -424,7 +425,7 @@ def test_a_code_beyond_the_alphabet_is_refused() -> None:
         subcodes=2, codewords=16, group=1, dims=8, heads=1, hidden=8, local=(False,)
     )
     with pytest.raises(ValueError, match="code 16"):
-        code_stream.Grid.of(np.full((1, 1, 1), 16, np.uint8), (1,), config)
+        Grid.of(np.full((1, 1, 1), 16, np.uint8), (1,), config)
 
 
 def test_frequencies_of_a_window_equal_the_oracle(engine: integer.Engine) -> None:
