@@ -192,6 +192,10 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
         "--searched", type=int, default=0, metavar="N",
         help="also N grids of codes that the entropy model of --weights chooses (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--go-on", action="store_true",
+        help="begin with the entropy model of --weights, at half the learning rate",
+    )  # fmt: skip
     parser.set_defaults(call=train_prior)
 
 
@@ -205,11 +209,19 @@ def train_prior(args: argparse.Namespace) -> int:
     recipe = prior.PriorRecipe(model=config)
     if args.minutes:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
+    other = None
+    if args.go_on:
+        other = checkpoint.parse(checkpoint.read(args.weights), args.weights).prior
+        if other is None:
+            raise ValueError(
+                f"{args.weights}: has no entropy model to go on from: leave out --go-on"
+            )
+        recipe = dataclasses.replace(recipe, peak_lr=recipe.peak_lr / 2)
     train, held_out = codes.load_codes(codec, shards, args.passes, args.searched)
     device = torch.device(args.device)
     quantizer = codec.model.quantizer
     codebook, lengths = quantizer.codebook, quantizer.lengths()
-    trainer = prior_run.begin(recipe, args.out, device, codebook, lengths, None)
+    trainer = prior_run.begin(recipe, args.out, device, codebook, lengths, other)
     trained = prior_run.train(trainer, train, held_out, args.out)
     sys.stdout.write(f"{checkpoint.write(codec.model, args.out, trained)}\n")
     return 0

@@ -5,9 +5,10 @@ gradients, clipped by each worker, are averaged before the optimiser's step, so 
 same weights.  Clock, calibration and log are worker 0's.  Costs an all-reduce of the model a step:
 of 5 M parameters 20 MB.
 
-A run may go on from the integers of a finished entropy model (``pqmim.training.masters``): then it
-trains through the integers from the first step, at the low rate, and begins exactly where that
-model is.
+A run may go on from the integers of a finished entropy model (``pqmim.training.masters``).  With
+:func:`continued` it trains through the integers from the first step, at the low rate, and begins
+exactly where that model is; with another recipe it begins there in floats.  A model without a chain
+gets one that says nothing yet.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def begin(
         _check_recipe(recipe, path)
         trainer.load(path)
     elif other is not None:
-        prior, trainer.powers = masters(other, device)
-        state = trainer.model.state_dict() | prior.state_dict()  # a new chain begins at zero
+        prior, powers = masters(other, device)
+        trainer.powers = powers if recipe.integer_share == 1 else None
+        state = trainer.model.state_dict() | prior.state_dict()
         trainer.model.load_state_dict(state)
         trainer.average.load_state_dict(state)
     else:

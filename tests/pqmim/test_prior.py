@@ -17,9 +17,10 @@ from pqmim.prior_config import PriorConfig
 from pqmim.prior_integers import calibrate, export, quantise
 from pqmim.training import prior as training
 from pqmim.training import prior_run
+from pqmim.training.masters import masters
 from pqmim.training.prior_start import start_from_codebook
 from tests.pqmim import exact_harness
-from tests.pqmim.exact_tools import TINY, lcg
+from tests.pqmim.exact_tools import TINY, UNCHAINED, lcg, tiny_checkpoint
 
 CPU = torch.device("cpu")
 START = (
@@ -164,6 +165,19 @@ def test_a_run_learns_exports_and_resumes(tmp_path: Path) -> None:
     trainer = prior_run.begin(recipe, tmp_path, CPU, *START, None)
     again = prior_run.train(trainer, images[1:], images[:1], tmp_path)
     assert again.model_id == checkpoint.model_id  # the budget was used up: nothing left to train
+
+
+def test_a_run_goes_on_in_floats_from_a_model_without_a_chain(tmp_path: Path) -> None:
+    other = tiny_checkpoint(UNCHAINED)
+    trainer = prior_run.begin(RECIPE, tmp_path, CPU, *START, other)
+    assert trainer.powers is None and trainer.model.chain is not None
+    tokens, present = exact_harness.windows(2)
+    earlier, _ = masters(other, CPU)
+    before = exact_harness.all_logits(earlier, earlier.hidden(tokens, present)[0])
+    after = exact_harness.all_logits(trainer.model, trainer.model.hidden(tokens, present)[0])
+    assert torch.allclose(torch.cat(before, 1), torch.cat(after, 1), atol=1e-4)
+    trainer.train_step(next(training.batches(related_codes(2, 20, 24), RECIPE, 0, CPU)))
+    assert trainer.model.chain[:256].abs().max() > 0, "the first sub-code tells the second"
 
 
 def test_ideal_code_length_is_what_the_coder_writes(trained: training.Trainer) -> None:
