@@ -75,7 +75,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
     parser.add_argument(
         "--archive", action="store_true",
-        help="ours as jobs.encode stores by default: 16 sub-codes, one stage a group",
+        help="ours as jobs.encode stores by default: 16 sub-codes, the fast stages",
     )  # fmt: skip
     parser.add_argument("--models", nargs="+", choices=THEIRS, default=list(THEIRS))
     parser.add_argument("--venv", type=Path, default=ROOT / ".run" / "compressai")

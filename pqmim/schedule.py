@@ -35,7 +35,7 @@ CHECKERBOARD = HALVING + 2
 QUINCUNX = HALVING + 5
 
 # Passes are worth most on the first group; the later ones already know its codes everywhere.
-FAST_PLAN = (1, 1, 1, 1, 1, 1, 1, 1)
+FAST_PLAN = (2, 1, 1, 1, 1, 1, 1, 1)
 DEFAULT_PLAN = (4, 2, 1, 1, 1, 1, 1, 1)
 BEST_PLAN = (8, 4, 2, 1, 1, 1, 1, 1)
 
