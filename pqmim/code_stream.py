@@ -70,7 +70,7 @@ def turns(model: Model, known: Sequence[tuple[Job, Tensor]]) -> Iterator[tuple[J
         for begin in range(0, len(there), size):
             jobs, rows = zip(*there[begin : begin + size], strict=True)
             before = np.concatenate(
-                [g.codes[w][g.cells(w, s)][:, first : subcodes.start] for g, w, s in jobs]
+                [g.codes[w, ..., first : subcodes.start][g.cells(w, s)] for g, w, s in jobs]
             )
             told = torch.from_numpy(before.astype(np.int64)).to(model.device)
             weights = model.frequencies(torch.cat(rows), head, told).split([len(r) for r in rows])
@@ -112,7 +112,7 @@ def intervals(
             known = list(zip(jobs, predict(model, jobs), strict=True))
             for (grid, window, stage), subcodes, weights in turns(model, known):
                 cells = grid.cells(window, stage)
-                symbols = torch.from_numpy(grid.codes[window][cells][:, subcodes].astype(np.int64))
+                symbols = torch.from_numpy(grid.codes[window, ..., subcodes][cells].astype(np.int64))
                 flat = weights.flatten(0, 1)
                 pair = model.intervals(flat, symbols.reshape(-1).to(flat.device))
                 for whole, values in zip(by_grid[id(grid)], pair, strict=True):

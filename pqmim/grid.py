@@ -72,7 +72,7 @@ class Grid:
 
     def cells(self, window: int, stage: int) -> NDArray[np.bool_]:
         """Positions that this stage sends, [16, 16]; every sub-code of its group at once."""
-        return (self.stages[window] == stage).any(axis=-1)
+        return self.stages[window, ..., self.span(self.groups[stage]).start] == stage
 
     def span(self, group: int) -> slice:
         """Sub-codes of this image that belong to the group."""

@@ -81,7 +81,7 @@ class Search:
         """Choose codes of one window, of the sub-codes ``span`` with weights [n, sub-codes, K]."""
         target, grid = self.target, self.grid
         cells = torch.from_numpy(grid.cells(window, stage)).to(weights.device)
-        latents = target.vectors[window][cells][:, span].transpose(0, 1)  # [g, n, d]
+        latents = target.vectors[window, ..., span, :][cells].transpose(0, 1)  # [g, n, d]
         error = target.errors(latents - self.shift[span, None], span)
         goes_on = grid.groups[stage] in grid.groups[stage + 1 :]  # else nobody asks for the drift
         nearest = target.errors(latents, span).argmin(-1) if goes_on else None  # [g, n]
