@@ -20,7 +20,8 @@ prefix of the stages (:func:`decode_prefix`).  Codes that were not sent read as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim import entropy, schedule
-from pqmim.grid import NEVER, Grid, Shape
+from pqmim.grid import NEVER, Batch, Grid, Shape
 from pqmim.integer import Model
 
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
@@ -37,8 +38,8 @@ Job = tuple[Grid, int, int]  # window and stage of a grid
 Coder = Callable[[NDArray[np.int64], NDArray[np.int64]], bytes]  # intervals to a payload
 
 
-def predict(model: Model, jobs: Sequence[Job]) -> list[Tensor]:
-    """The model's rows [n, D] of the cells of each (grid, window, stage).
+def predict(model: Model, jobs: Sequence[Job]) -> list[tuple[Job, Tensor]]:
+    """Each (grid, window, stage) with the model's rows [n, D] of its cells.
 
     Read only: windows of one shape share theirs in the first stage, when nothing is known.
     """
@@ -51,32 +52,38 @@ def predict(model: Model, jobs: Sequence[Job]) -> list[Tensor]:
     inputs = [torch.from_numpy(np.stack(part)) for part in zip(*places.values(), strict=True)]
     rows = model.rows(*(part.to(model.device) for part in inputs))
     by_key = dict(zip(places, rows.split(inputs[2].sum((1, 2)).tolist()), strict=True))
-    return [by_key[key] for key in keys]
+    return [(job, by_key[key]) for job, key in zip(jobs, keys, strict=True)]
 
 
-def turns(model: Model, known: Sequence[tuple[Job, Tensor]]) -> Iterator[tuple[Job, slice, Tensor]]:
-    """Sub-codes of each (grid, window, stage), and their weights [n, sub-codes, K].
+def turns(
+    model: Model, known: Iterable[tuple[Job, Tensor]]
+) -> Iterator[tuple[Batch, slice, Tensor]]:
+    """Batches of windows, sub-codes of theirs, and the weights [n, sub-codes, K] of these.
 
-    The jobs are of one group, with their rows of :func:`predict`.  Each sub-code comes for all of
-    them before the next one: what its grid holds then is what the next one is told.
+    The jobs are of one group, with their rows of :func:`predict`.  Each sub-code comes for all
+    windows of a grid before the next one: what the grids hold then is what the next one is told.
+    On a CPU no batch is of two grids, so that what is computed in floats of one image, for a
+    search, has nothing to do with the others.
     """
-    if not known:
-        return
-    (grid, _, stage), _ = known[0]
-    config, size = model.config, windows_at_once(model)
-    first = grid.groups[stage] * config.group
-    for head, subcodes in config.parts(slice(first, first + config.group)):
-        there = [(job, rows) for job, rows in known if job[0].codes.shape[-1] > subcodes.start]
-        for begin in range(0, len(there), size):
-            jobs, rows = zip(*there[begin : begin + size], strict=True)
-            before = np.concatenate(
-                [g.codes[w, ..., first : subcodes.start][g.cells(w, s)] for g, w, s in jobs]
-            )
-            told = torch.from_numpy(before.astype(np.int64)).to(model.device)
-            weights = model.frequencies(torch.cat(rows), head, told).split([len(r) for r in rows])
-            for job, own in zip(jobs, weights, strict=True):
-                end = min(subcodes.stop, job[0].codes.shape[-1])
-                yield job, slice(subcodes.start, end), own[:, : end - subcodes.start]
+    alone, size = model.device.type == "cpu", windows_at_once(model)
+    for _, part in groupby(known, lambda k: id(k[0][0]) if alone else k[0][0].codes.shape[-1]):
+        jobs = list(part)
+        grid, _, stage = jobs[0][0]
+        span = grid.span(grid.groups[stage])
+        batches = [Batch.of(jobs[i : i + size]) for i in range(0, len(jobs), size)]
+        for head, subcodes in model.config.parts(span):
+            for batch in batches:
+                told = batch.codes(slice(span.start, subcodes.start))
+                weights = model.frequencies(batch.rows, head, told)
+                yield batch, subcodes, weights[:, : subcodes.stop - subcodes.start]
+
+
+def stage_turns(
+    model: Model, grids: Sequence[Grid], stage: int
+) -> Iterator[tuple[Batch, slice, Tensor]]:
+    """:func:`turns` of all that one stage sends."""
+    chunked = chunks(grids, [stage], windows_at_once(model))
+    return turns(model, (pair for jobs in chunked for pair in predict(model, jobs)))
 
 
 def windows_at_once(model: Model) -> int:
@@ -99,26 +106,22 @@ def chunks(
         yield jobs[first : first + size]
 
 
-def intervals(
-    model: Model, grids: Sequence[Grid]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Start and length in 2**24 of every code, [W, 16, 16, m] per grid (0 outside)."""
-    found = [(np.zeros(g.codes.shape, np.int64), np.zeros(g.codes.shape, np.int64)) for g in grids]
-    by_grid = {id(grid): pair for grid, pair in zip(grids, found, strict=True)}
+def measure(model: Model, grids: Sequence[Grid]) -> None:
+    """Set the interval of every code that is sent."""
     longest = max((grid.groups for grid in grids), key=len, default=[])
     for group in sorted(set(longest)):
         stages = [s for s, g in enumerate(longest) if g == group]
         for jobs in chunks(grids, stages, windows_at_once(model)):
-            known = list(zip(jobs, predict(model, jobs), strict=True))
-            for (grid, window, stage), subcodes, weights in turns(model, known):
-                cells = grid.cells(window, stage)
-                symbols = torch.from_numpy(grid.codes[window, ..., subcodes][cells].astype(np.int64))
-                flat = weights.flatten(0, 1)
-                pair = model.intervals(flat, symbols.reshape(-1).to(flat.device))
-                for whole, values in zip(by_grid[id(grid)], pair, strict=True):
-                    own = values.reshape(symbols.shape).cpu().numpy()
-                    whole[window, ..., subcodes][cells] = own
-    return found
+            for batch, subcodes, weights in turns(model, predict(model, jobs)):
+                put_intervals(model, batch, subcodes, weights)
+
+
+def put_intervals(model: Model, batch: Batch, subcodes: slice, weights: Tensor) -> None:
+    """Set those of the codes that the grids hold, from weights [n, sub-codes, K]."""
+    codes = batch.codes(subcodes)
+    starts, lengths = model.intervals(weights.flatten(0, 1), codes.reshape(-1))
+    batch.put("starts", subcodes, starts.reshape(codes.shape).cpu().numpy())
+    batch.put("lengths", subcodes, lengths.reshape(codes.shape).cpu().numpy())
 
 
 def encode_images(
@@ -134,10 +137,8 @@ def encode_images(
         ValueError, ScheduleError: see :meth:`Grid.of`.
     """
     grids = [Grid.of(codes, plan, model.config, sent) for codes in images]
-    payloads = []
-    for grid, (start, length) in zip(grids, intervals(model, grids), strict=True):
-        payloads.append(coder(grid.in_order(start), grid.in_order(length)))
-    return payloads
+    measure(model, grids)
+    return [coder(*grid.intervals()) for grid in grids]
 
 
 def decode_images(
@@ -170,8 +171,10 @@ def decode_images(
     coders = [entropy.Decoder(payload) for payload in payloads]
     by_grid = {id(grid): coder for grid, coder in zip(grids, coders, strict=True)}
     for stage in range(max((len(grid.groups) for grid in grids), default=0)):
-        for grid, window, subcodes, weights in _predictions(model, grids, stage):
-            _put(grid, window, stage, subcodes, by_grid[id(grid)].decode(weights))
+        for batch, subcodes, weights in stage_turns(model, grids, stage):
+            runs = batch.split(weights.to(torch.float32).cpu().numpy())
+            codes = [_decode(by_grid[id(grid)], own) for grid, _, own in runs]
+            batch.put("codes", subcodes, np.concatenate(codes))
     if to_end and not all(coder.exhausted() for coder in coders):
         raise entropy.PayloadError("the payload goes on after the last code")
     return [
@@ -198,34 +201,22 @@ def decode_prefix(
     whole = 0
     try:
         for stage in range(len(grid.groups)):
-            for _, window, subcodes, weights in _predictions(model, [grid], stage):
-                low, high = (coder.decode(weights) for coder in coders)
+            for batch, subcodes, weights in stage_turns(model, [grid], stage):
+                rows = weights.to(torch.float32).cpu().numpy()
+                low, high = (_decode(coder, rows) for coder in coders)
                 if (low != high).any():
                     raise entropy.PayloadError("cut within this stage")
-                _put(grid, window, stage, subcodes, low)
+                batch.put("codes", subcodes, low)
             whole += 1
     except entropy.PayloadError:
         grid.codes[grid.stages >= whole] = 0
     return schedule.from_windows(grid.codes, *shape[:2]), whole
 
 
-def _predictions(
-    model: Model, grids: Sequence[Grid], stage: int
-) -> Iterator[tuple[Grid, int, slice, NDArray[np.float32]]]:
-    """(grid, window, sub-codes, weights [n, K]) of what this stage sends, in order."""
-    known = [
-        pair
-        for jobs in chunks(grids, [stage], windows_at_once(model))
-        for pair in zip(jobs, predict(model, jobs), strict=True)
-    ]
-    for (grid, window, _), subcodes, weights in turns(model, known):
-        yield grid, window, subcodes, weights.flatten(0, 1).to(torch.float32).cpu().numpy()
-
-
-def _put(grid: Grid, window: int, stage: int, subcodes: slice, symbols: NDArray[np.int32]) -> None:
-    """Write the decoded symbols of one window and stage into the grid."""
-    values = symbols.reshape(-1, subcodes.stop - subcodes.start).astype(np.uint8)
-    grid.codes[window, ..., subcodes][grid.cells(window, stage)] = values
+def _decode(coder: entropy.Decoder, weights: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The next symbols, [n, sub-codes]."""
+    flat = weights.reshape(-1, weights.shape[-1])
+    return coder.decode(flat).reshape(weights.shape[:2])
 
 
 def code_image(model: Model, codes: NDArray[np.uint8], plan: Sequence[int]) -> bytes:
@@ -246,9 +237,10 @@ def bits_per_code(
     """Ideal code length of each group, in bits per code, over all images."""
     grids = [Grid.of(codes, plan, model.config) for codes in images]
     bits, counts = np.zeros(model.config.groups), np.zeros(model.config.groups)
-    for grid, (_, length) in zip(grids, intervals(model, grids), strict=True):
+    measure(model, grids)
+    for grid in grids:
         for g in sorted(set(grid.groups)):
-            sent = length[..., grid.span(g)]
+            sent = grid.lengths[..., grid.span(g)]
             sent = sent[sent > 0]
             bits[g] += entropy.TOTAL_BITS * sent.size - np.log2(sent).sum()
             counts[g] += sent.size

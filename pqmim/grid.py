@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pqmim import schedule
 from pqmim.prior_config import PriorConfig
-from pqmim.schedule import WINDOW
+from pqmim.schedule import WINDOW, Scalar
 
 NEVER = -1  # stage of what lies outside the image
 
@@ -19,12 +21,17 @@ Shape = tuple[int, int, int]  # h, w, m
 
 @dataclass
 class Grid:
-    """One image's codes in windows, and when each is sent."""
+    """One image's codes in windows, when each is sent, and what it costs."""
 
     codes: NDArray[np.uint8]  # [W, 16, 16, m]
     stages: NDArray[np.int16]  # [W, 16, 16, m], NEVER outside the image
     groups: list[int]  # of each stage that is sent
     config: PriorConfig
+    starts: NDArray[np.int64] = field(init=False)  # [W, 16, 16, m], intervals in 2**24
+    lengths: NDArray[np.int64] = field(init=False)  # 0 until they are known
+
+    def __post_init__(self) -> None:
+        self.starts, self.lengths = (np.zeros(self.codes.shape, np.int64) for _ in range(2))
 
     @classmethod
     def of(
@@ -74,17 +81,63 @@ class Grid:
         """Positions that this stage sends, [16, 16]; every sub-code of its group at once."""
         return self.stages[window, ..., self.span(self.groups[stage]).start] == stage
 
+    def places(self, window: int, stage: int) -> NDArray[np.int64]:
+        """The same positions as rows of codes [W * 256, m]."""
+        return window * WINDOW**2 + np.flatnonzero(self.cells(window, stage))
+
     def span(self, group: int) -> slice:
         """Sub-codes of this image that belong to the group."""
         first = group * self.config.group
         return slice(first, min(first + self.config.group, self.codes.shape[-1]))
 
-    def in_order(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of values [W, 16, 16, m] those that are sent, in the order of the symbols."""
-        return np.concatenate(
-            [
-                values[..., subcodes][self.stages[..., subcodes] == stage]
-                for stage, group in enumerate(self.groups)
-                for _, subcodes in self.config.parts(self.span(group))
-            ]
-        )
+    def intervals(self) -> list[NDArray[np.int64]]:
+        """Starts and lengths of what is sent, in the order of the symbols."""
+        return [
+            np.concatenate(
+                [
+                    values[..., subcodes][self.stages[..., subcodes] == stage]
+                    for stage, group in enumerate(self.groups)
+                    for _, subcodes in self.config.parts(self.span(group))
+                ]
+            )
+            for values in (self.starts, self.lengths)
+        ]
+
+
+@dataclass
+class Batch:
+    """Windows of some grids with as many sub-codes, all at one group; runs of one grid's."""
+
+    rows: Tensor  # [n, D], the entropy model's
+    places: list[tuple[Grid, NDArray[np.int64]]]  # n in all
+
+    @classmethod
+    def of(cls, known: Sequence[tuple[tuple[Grid, int, int], Tensor]]) -> Batch:
+        """From (grid, window, stage) and their rows."""
+        places: list[tuple[Grid, NDArray[np.int64]]] = []
+        for (grid, window, stage), _ in known:
+            own = grid.places(window, stage)
+            if places and places[-1][0] is grid:
+                own = np.concatenate([places.pop()[1], own])
+            places.append((grid, own))
+        return cls(torch.cat([rows for _, rows in known]), places)
+
+    def codes(self, subcodes: slice) -> Tensor:
+        """What the grids hold now, int64 [n, sub-codes]."""
+        parts = [g.codes.reshape(-1, g.codes.shape[-1])[at, subcodes] for g, at in self.places]
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(self.rows.device)
+
+    def put(self, name: str, subcodes: slice, values: NDArray[np.integer]) -> None:
+        """Write values [n, sub-codes] into that array of the grids."""
+        for grid, at, own in self.split(values):
+            array = getattr(grid, name)
+            array.reshape(-1, array.shape[-1])[at, subcodes] = own
+
+    def split(
+        self, values: NDArray[Scalar]
+    ) -> Iterator[tuple[Grid, NDArray[np.int64], NDArray[Scalar]]]:
+        """Grid, places and values of each run, of values [n, ...]."""
+        first = 0
+        for grid, at in self.places:
+            yield grid, at, values[first : first + len(at)]
+            first += len(at)

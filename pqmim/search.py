@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim import code_stream, entropy, schedule
-from pqmim.grid import Grid, Shape
+from pqmim.grid import Batch, Grid, Shape
 from pqmim.integer import Model
 
 # Where the shipped model's quality and size both still rise: about 0.25 bpp on photographs.
@@ -42,7 +42,7 @@ FEEDBACK = 1.5  # of the drift so far is asked of the positions to come; some wi
 class Target:
     """What the codes of one image should say."""
 
-    vectors: Tensor  # [W, 16, 16, m, d], the latent in windows
+    vectors: Tensor  # [m, W * 256, d], the latent in windows
     codebook: Tensor  # [m, K, d]
     gain: Tensor  # [m], squared error of the pixels for one of the latent
 
@@ -51,23 +51,15 @@ class Target:
         """From the latent of one image, [h, w, m, d]."""
         height, width, subcodes, dims = vectors.shape
         windows = schedule.to_windows(vectors.reshape(height, width, -1).cpu().numpy(), 0)
-        shape = (-1, schedule.WINDOW, schedule.WINDOW, subcodes, dims)
-        return cls(torch.from_numpy(windows).reshape(shape).to(codebook.device), codebook, gain)
-
-    def errors(self, latents: Tensor, span: slice) -> Tensor:
-        """Squared errors [g, n, K], less a constant, of the codewords for latents [g, n, d]."""
-        book = self.codebook[span]
-        return torch.baddbmm(
-            book.square().sum(-1).unsqueeze(1), latents, book.transpose(1, 2), alpha=-2.0
-        )
+        rows = torch.from_numpy(windows).reshape(-1, subcodes, dims).transpose(0, 1).contiguous()
+        return cls(rows.to(codebook.device), codebook, gain)
 
 
 class Search:
     """One image on its way through the stages."""
 
-    def __init__(self, grid: Grid, target: Target, price: float) -> None:
-        self.grid, self.target, self.price = grid, target, price
-        self.starts, self.lengths = (np.zeros(grid.codes.shape, np.int64) for _ in range(2))
+    def __init__(self, grid: Grid, target: Target) -> None:
+        self.grid, self.target = grid, target
         # By how much the price has moved the codewords from the nearest ones, summed, [m, d].
         self.drift = torch.zeros_like(target.codebook[: grid.codes.shape[-1], 0])
         self.shift = self.drift
@@ -77,28 +69,48 @@ class Search:
         first = self.grid.stages[..., self.grid.span(self.grid.groups[stage]).start]
         self.shift = self.drift * (FEEDBACK / max(1, int((first >= stage).sum())))
 
-    def take(self, model: Model, window: int, stage: int, span: slice, weights: Tensor) -> None:
-        """Choose codes of one window, of the sub-codes ``span`` with weights [n, sub-codes, K]."""
-        target, grid = self.target, self.grid
-        cells = torch.from_numpy(grid.cells(window, stage)).to(weights.device)
-        latents = target.vectors[window, ..., span, :][cells].transpose(0, 1)  # [g, n, d]
-        error = target.errors(latents - self.shift[span, None], span)
-        goes_on = grid.groups[stage] in grid.groups[stage + 1 :]  # else nobody asks for the drift
-        nearest = target.errors(latents, span).argmin(-1) if goes_on else None  # [g, n]
-        codes = model.cheapest(error, target.gain[span] / self.price, weights)
-        pair = model.intervals(weights.flatten(0, 1), codes.reshape(-1))
-        at = cells.cpu().numpy()
-        grid.codes[window, ..., span][at] = codes.cpu().numpy()
-        for whole, own in zip((self.starts, self.lengths), pair, strict=True):
-            whole[window, ..., span][at] = own.reshape(codes.shape).cpu().numpy()
-        if nearest is not None:
-            rows = torch.arange(span.start, span.stop, device=codes.device)[:, None]
-            moved = target.codebook[rows, codes.T] - target.codebook[rows, nearest]
-            self.drift[span] += moved.sum(1)
+    def errors(self, at: NDArray[np.int64], span: slice) -> Tensor:
+        """Squared errors [g, n, K], less a constant, of the codewords at places [n]."""
+        target = self.target
+        book = target.codebook[span]
+        latents = target.vectors[span].index_select(1, torch.from_numpy(at).to(book.device))
+        return torch.baddbmm(
+            book.square().sum(-1).unsqueeze(1), latents, book.transpose(1, 2), alpha=-2.0
+        )
 
-    def payload(self) -> bytes:
-        """All that was chosen."""
-        return entropy.encode_intervals(*map(self.grid.in_order, (self.starts, self.lengths)))
+    def shifted(self, errors: Tensor, span: slice) -> Tensor:
+        """The same with the shift taken off the latents."""
+        along = self.target.codebook[span] @ self.shift[span].unsqueeze(-1)  # [g, K, 1]
+        return torch.add(errors, along.transpose(1, 2), alpha=2.0)
+
+    def note(self, errors: Tensor, codes: Tensor, span: slice) -> None:
+        """Note where codes [g, n] are not the nearest ones, of errors [g, n, K]."""
+        rows = torch.arange(span.start, span.stop, device=codes.device)[:, None]
+        book = self.target.codebook
+        self.drift[span] += (book[rows, codes] - book[rows, errors.argmin(-1)]).sum(1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of the codes of many images at a price."""
+
+    model: Model
+    searches: dict[int, Search]  # by the id of the grid
+    price: float
+
+    def take(self, batch: Batch, subcodes: slice, weights: Tensor, *, goes_on: bool) -> None:
+        """Choose codes with weights [n, sub-codes, K]; ``goes_on``: the group has more stages."""
+        found = [self.searches[id(grid)] for grid, _ in batch.places]
+        errors = [s.errors(at, subcodes) for s, (_, at) in zip(found, batch.places, strict=True)]
+        asked = torch.cat([s.shifted(e, subcodes) for s, e in zip(found, errors, strict=True)], 1)
+        scale = found[0].target.gain[subcodes] / self.price
+        codes = self.model.cheapest(asked, scale, weights)
+        batch.put("codes", subcodes, codes.cpu().numpy())
+        code_stream.put_intervals(self.model, batch, subcodes, weights)
+        if goes_on:
+            counts = [len(at) for _, at in batch.places]
+            for search, error, own in zip(found, errors, codes.T.split(counts, 1), strict=True):
+                search.note(error, own, subcodes)
 
 
 def search_images(
@@ -109,7 +121,7 @@ def search_images(
 
     Args:
         model: the entropy model.
-        targets: one an image.
+        targets: one an image, of one codebook.
         shapes: (h, w, m) of each.
         plan: the stage schedule.
         price: lambda, above 0; see the module.
@@ -120,17 +132,18 @@ def search_images(
     if not price > 0:
         raise ValueError(f"price {price}: must be above 0")
     grids = [Grid.of(np.zeros(shape, np.uint8), plan, model.config) for shape in shapes]
-    found = {id(g): Search(g, t, price) for g, t in zip(grids, targets, strict=True)}
-    for stage in range(max((len(grid.groups) for grid in grids), default=0)):
+    found = {id(g): Search(g, t) for g, t in zip(grids, targets, strict=True)}
+    choice = Choice(model, found, price)
+    longest = max((grid.groups for grid in grids), key=len, default=[])
+    for stage, group in enumerate(longest):
         for grid in grids:
             if stage < len(grid.groups):
                 found[id(grid)].begin(stage)
-        for jobs in code_stream.chunks(grids, [stage], code_stream.windows_at_once(model)):
-            known = list(zip(jobs, code_stream.predict(model, jobs), strict=True))
-            for (grid, window, _), subcodes, weights in code_stream.turns(model, known):
-                found[id(grid)].take(model, window, stage, subcodes, weights)
+        goes_on = group in longest[stage + 1 :]
+        for batch, subcodes, weights in code_stream.stage_turns(model, grids, stage):
+            choice.take(batch, subcodes, weights, goes_on=goes_on)
     codes = [
         schedule.from_windows(grid.codes, height, width)
         for grid, (height, width, _) in zip(grids, shapes, strict=True)
     ]
-    return codes, [found[id(grid)].payload() for grid in grids]
+    return codes, [entropy.encode_intervals(*grid.intervals()) for grid in grids]
