@@ -71,7 +71,7 @@ def to_bytes(model: PQVAE, prior: prior_checkpoint.Checkpoint | None = None) -> 
     }  # fmt: skip
     metadata = {"format": FORMAT, "autoencoder": model.config.to_json()}
     if prior is not None:
-        _check_pair(model.config, prior)
+        check_pair(model.config, prior)
         integers, metadata["prior"] = prior.to_tensors()
         tensors.update({PRIOR + name: tensor for name, tensor in integers.items()})
     metadata["fingerprint"] = fingerprint(model.config, tensors, metadata.get("prior"))
@@ -128,12 +128,16 @@ def _parse_prior(
             raise CheckpointError("an entropy model without its description")
         return None
     prior = prior_checkpoint.Checkpoint.from_tensors(integers, description)
-    _check_pair(config, prior)
+    check_pair(config, prior)
     return prior
 
 
-def _check_pair(config: AutoencoderConfig, prior: prior_checkpoint.Checkpoint) -> None:
-    """Both halves must speak of the same codes."""
+def check_pair(config: AutoencoderConfig, prior: prior_checkpoint.Checkpoint) -> None:
+    """Both halves must speak of the same codes.
+
+    Raises:
+        CheckpointError: they do not.
+    """
     mine = (config.subcodes, config.codewords)
     its = (prior.config.subcodes, prior.config.codewords)
     if mine != its:

@@ -9,14 +9,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
-from pqmim import bitstream, checkpoint, commands, schedule, search
+from pqmim import bitstream, checkpoint, commands, prior_checkpoint, schedule, search
 from pqmim.codec import Codec
+from pqmim.config import AutoencoderConfig
 from pqmim.evaluation import command
 from pqmim.prior_config import PriorConfig
+
+if TYPE_CHECKING:
+    from pqmim.training.prior import PriorRecipe
 
 SUFFIX = ".pqm"
 
@@ -190,33 +195,45 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", type=int, default=4, help="variants of a photo (%(default)s)")
     parser.add_argument(
         "--searched", type=int, default=0, metavar="N",
-        help="also N grids of codes that the entropy model of --weights chooses (%(default)s)",
+        help="also N grids of codes that the entropy model of --go-on or --weights chooses "
+        "(%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--go-on", action="store_true",
-        help="begin with the entropy model of --weights, at half the learning rate",
+        "--go-on", metavar="WEIGHTS",
+        help="begin with the entropy model of these weights, at half the learning rate",
     )  # fmt: skip
     parser.set_defaults(call=train_prior)
 
 
-def train_prior(args: argparse.Namespace) -> int:
-    """Encode the corpus, train, then write both halves into one weights file beside the log."""
-    from pqmim.training import codes, prior, prior_run
+def _prior_recipe(
+    args: argparse.Namespace, codes_of: AutoencoderConfig
+) -> tuple[PriorRecipe, prior_checkpoint.Checkpoint | None]:
+    """The recipe, and the entropy model of ``--go-on``."""
+    from pqmim.training.prior import PriorRecipe
 
-    shards = _shards(args)
-    codec = Codec.load(args.weights, args.device)
-    config = PriorConfig(subcodes=codec.config.subcodes, codewords=codec.config.codewords)
-    recipe = prior.PriorRecipe(model=config)
+    if not args.go_on:
+        config = PriorConfig(subcodes=codes_of.subcodes, codewords=codes_of.codewords)
+        recipe, other = PriorRecipe(model=config), None
+    else:
+        other = checkpoint.parse(checkpoint.read(args.go_on), args.go_on).prior
+        if other is None:
+            raise ValueError(f"--go-on {args.go_on}: these weights have no entropy model")
+        checkpoint.check_pair(codes_of, other)
+        recipe = PriorRecipe(model=dataclasses.replace(other.config, chain=True))
+        recipe = dataclasses.replace(recipe, peak_lr=recipe.peak_lr / 2)
     if args.minutes:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
-    other = None
-    if args.go_on:
-        other = checkpoint.parse(checkpoint.read(args.weights), args.weights).prior
-        if other is None:
-            raise ValueError(
-                f"{args.weights}: has no entropy model to go on from: leave out --go-on"
-            )
-        recipe = dataclasses.replace(recipe, peak_lr=recipe.peak_lr / 2)
+    return recipe, other
+
+
+def train_prior(args: argparse.Namespace) -> int:
+    """Encode the corpus, train, then write both halves into one weights file beside the log."""
+    from pqmim.training import codes, prior_run
+
+    shards = _shards(args)
+    weights = checkpoint.parse(checkpoint.read(args.weights), args.weights)
+    recipe, other = _prior_recipe(args, weights.model.config)
+    codec = Codec(weights.model, weights.fingerprint, args.device, other or weights.prior)
     train, held_out = codes.load_codes(codec, shards, args.passes, args.searched)
     device = torch.device(args.device)
     quantizer = codec.model.quantizer

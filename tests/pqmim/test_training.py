@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pqmim import checkpoint
+from pqmim import checkpoint, cli
 from pqmim.autoencoder import PQVAE, start_linear, to_float
 from pqmim.training import autoencoder, codes, crops
 from tests.corpus import jpeg, make_tar
-from tests.models import TINY, tiny_codec
+from tests.models import TINY, TINY_PRIOR, tiny_bytes, tiny_codec, tiny_prior
 
 RECIPE = autoencoder.Recipe(model=TINY, crop=64, batch=2, minutes=1e9)
 
@@ -77,6 +77,30 @@ def test_the_command_writes_weights_and_log(shards, tmp_path, monkeypatch):
     assert checkpoint.from_bytes(path.read_bytes(), "new")[1].startswith(path.stem)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
     assert lines[0]["images"] == 4 and lines[-1]["psnr_0"] > 0
+
+
+def unchained_bytes() -> bytes:
+    return checkpoint.to_bytes(tiny_codec().model, tiny_prior(chain=False))
+
+
+def test_an_entropy_model_goes_on_for_the_codes_of_another_autoencoder(shards, tmp_path, capsys):
+    named = dict(bare=tiny_bytes(), full=unchained_bytes(), other=tiny_bytes(subcodes=2))
+    for name, data in named.items():
+        (tmp_path / name).write_bytes(data)
+    command = ["train", "prior", "--shards", str(tmp_path / "*.tar"), "--passes", "1"]
+    command += ["--minutes", "0.001", "--out", str(tmp_path / "run")]
+
+    def call(weights: str, go_on: str) -> int:
+        paths = ["--weights", str(tmp_path / weights), "--go-on", str(tmp_path / go_on)]
+        return cli.main([*command, *paths, "--searched", "1"])
+
+    assert call("bare", "full") == 0
+    written = checkpoint.parse(Path(capsys.readouterr().out.strip()).read_bytes(), "new")
+    assert written.prior is not None and written.prior.config == TINY_PRIOR  # with a chain now
+    assert call("bare", "bare") == 2
+    assert "no entropy model" in capsys.readouterr().err
+    assert call("other", "full") == 2
+    assert "has 2 sub-codes" in capsys.readouterr().err
 
 
 def test_the_start_reconstructs_better_with_every_sub_code():
