@@ -62,11 +62,9 @@ def turns(
 
     The jobs are of one group, with their rows of :func:`predict`.  Each sub-code comes for all
     windows of a grid before the next one: what the grids hold then is what the next one is told.
-    On a CPU no batch is of two grids, so that what is computed in floats of one image, for a
-    search, has nothing to do with the others.
     """
-    alone, size = model.device.type == "cpu", windows_at_once(model)
-    for _, part in groupby(known, lambda k: id(k[0][0]) if alone else k[0][0].codes.shape[-1]):
+    size = windows_at_once(model)
+    for _, part in groupby(known, lambda pair: company(model, pair[0][0])):
         jobs = list(part)
         grid, _, stage = jobs[0][0]
         span = grid.span(grid.groups[stage])
@@ -76,6 +74,15 @@ def turns(
                 told = batch.codes(slice(span.start, subcodes.start))
                 weights = model.frequencies(batch.rows, head, told)
                 yield batch, subcodes, weights[:, : subcodes.stop - subcodes.start]
+
+
+def company(model: Model, grid: Grid) -> int:
+    """Grids for which this is equal may share a batch: those of as many sub-codes.
+
+    On a CPU none do, so that what a search computes in floats for one image has nothing to do with
+    the others.
+    """
+    return id(grid) if model.device.type == "cpu" else grid.codes.shape[-1]
 
 
 def stage_turns(

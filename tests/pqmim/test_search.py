@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pqmim import search
+from pqmim import code_stream, search
 from pqmim.codec import Codec, NoPriorError
 from tests.models import tiny_codec
 
@@ -83,12 +83,23 @@ def test_every_choice_has_the_least_cost_given_the_stages_before_it():
         assert (mine - cost.amin(1)).max() < 1e-5 * cost.abs().max()
 
 
-def test_batches_and_single_images_agree():
-    pixels = smooth(3, 70, 130)
+@pytest.mark.parametrize("size", [(70, 130), (260, 530)])  # 1 and 6 windows
+def test_batches_and_single_images_agree(size):
+    pixels = smooth(3, *size)
     codes, payloads = codec().search(pixels, 4, 0.05, PLAN)
     for i in range(3):
         one, (payload,) = codec().search(pixels[i : i + 1], 4, 0.05, PLAN)
         assert torch.equal(one[0], codes[i]) and payload == payloads[i]
+
+
+def test_images_that_share_batches_as_on_a_gpu_come_out_the_same(monkeypatch):
+    pixels = smooth(3, 70, 300)
+    codes, payloads = codec().search(pixels, 4, 0.05, PLAN)
+    monkeypatch.setattr(code_stream, "company", lambda model, grid: grid.codes.shape[-1])
+    assert codec().entropy_encode(codes, PLAN) == payloads
+    assert torch.equal(codec().entropy_decode(payloads, *codes.shape[1:], PLAN), codes)
+    together, _ = codec().search(pixels, 4, 0.05, PLAN)
+    assert (together == codes).float().mean() > 0.999
 
 
 def test_bad_arguments_are_refused():
