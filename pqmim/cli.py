@@ -200,7 +200,8 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--go-on", metavar="WEIGHTS",
-        help="begin with the entropy model of these weights, at half the learning rate",
+        help="begin with the entropy model of these weights, at half the learning rate; that of "
+        "another autoencoder's codes is translated first",
     )  # fmt: skip
     parser.set_defaults(call=train_prior)
 
@@ -228,11 +229,14 @@ def _prior_recipe(
 
 def train_prior(args: argparse.Namespace) -> int:
     """Encode the corpus, train, then write both halves into one weights file beside the log."""
-    from pqmim.training import codes, prior_run
+    from pqmim.training import codes, prior_run, translate
 
     shards = _shards(args)
     weights = checkpoint.parse(checkpoint.read(args.weights), args.weights)
     recipe, other = _prior_recipe(args, weights.model.config)
+    if other is not None:
+        old, bare = Codec.load(args.go_on, args.device), Codec(weights.model, "", args.device)
+        other = translate.follow(other, old, bare, shards[:-1])
     codec = Codec(weights.model, weights.fingerprint, args.device, other or weights.prior)
     train, held_out = codes.load_codes(codec, shards, args.passes, args.searched)
     device = torch.device(args.device)

@@ -88,13 +88,22 @@ def calibrate(prior: Prior, batches: Iterable[tuple[Tensor, Tensor | None]]) -> 
         bits["h"] = min(max(bits["h"], 0), 2 * exact.HIDDEN_BITS + 1)
         bits["q"] = max(bits["q"], exact.LOGIT_BITS - bits["k"])  # scores need a shift >= 0
         powers.activations.append(bits)
-    for name, layer in layers(prior).items():
-        largest = layer.weight.abs().amax(1).clamp_min(1e-9)
-        powers.rows[name] = torch.floor(torch.log2(TOP / largest)).to(torch.int64)
-        into, out = powers.bits(name)
-        powers.rows[name] = powers.rows[name].clamp(max=prior_checkpoint.MAX_SHIFT - into + out)
-        fit(prior, powers, name)
+    for name in layers(prior):
+        choose_rows(prior, powers, name)
     return powers
+
+
+def choose_rows(prior: Prior, powers: Powers, name: str) -> None:
+    """Give every row of a layer as many bits after the point as it has room for.
+
+    Raises:
+        RangeError: no power is left for a row.
+    """
+    largest = layers(prior)[name].weight.abs().amax(1).clamp_min(1e-9)
+    powers.rows[name] = torch.floor(torch.log2(TOP / largest)).to(torch.int64)
+    into, out = powers.bits(name)
+    powers.rows[name] = powers.rows[name].clamp(max=prior_checkpoint.MAX_SHIFT - into + out)
+    fit(prior, powers, name)
 
 
 def fit(prior: Prior, powers: Powers, name: str) -> None:

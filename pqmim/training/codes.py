@@ -30,7 +30,7 @@ SCALES = (1.0, 1.0, 0.7, 1.3)  # of pass 0, 1, 2, ...; repeated
 def measure_lengths(codec: Codec, images: list[Tensor], rounds: int = 4) -> None:
     """Set the quantizer's static code lengths to those of the codes that they lead to."""
     quantizer = codec.model.quantizer
-    latents = [codec.model.encoder(_pixels(codec, image)) for image in images]
+    latents = [codec.model.encoder(pixels_of(codec, image)) for image in images]
     quantizer.count.zero_()
     for _ in range(rounds):
         uses = torch.zeros_like(quantizer.count)
@@ -51,7 +51,7 @@ def corpus_codes(
     for number in range(passes):
         for image in images:
             variant = image if number == 0 else _vary(image, SCALES[number % len(SCALES)], rng)
-            latent = codec.model.encoder(_pixels(codec, variant))
+            latent = codec.model.encoder(pixels_of(codec, variant))
             vectors = codec.model.quantizer.vectors(latent)
             price = vectors.new_full(vectors.shape[1:2], rng.choice(PRICES, p=SHARES))
             codes = codec.model.quantizer.nearest(vectors, price)
@@ -61,7 +61,7 @@ def corpus_codes(
     return found
 
 
-def _pixels(codec: Codec, image: Tensor) -> Tensor:
+def pixels_of(codec: Codec, image: Tensor) -> Tensor:
     """uint8 [3, H, W] -> the encoder's input [1, 3, H', W'], padded."""
     return to_float(reflect_pad(image[None].to(codec.device), codec.config.stride))
 
