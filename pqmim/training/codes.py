@@ -30,7 +30,7 @@ SCALES = (1.0, 1.0, 0.7, 1.3)  # of pass 0, 1, 2, ...; repeated
 def measure_lengths(codec: Codec, images: list[Tensor], rounds: int = 4) -> None:
     """Set the quantizer's static code lengths to those of the codes that they lead to."""
     quantizer = codec.model.quantizer
-    latents = [codec.model.encoder(pixels_of(codec, image)) for image in images]
+    latents = [codec.model.encoder(_pixels(codec, image)) for image in images]
     quantizer.count.zero_()
     for _ in range(rounds):
         uses = torch.zeros_like(quantizer.count)
@@ -51,17 +51,21 @@ def corpus_codes(
     for number in range(passes):
         for image in images:
             variant = image if number == 0 else _vary(image, SCALES[number % len(SCALES)], rng)
-            latent = codec.model.encoder(pixels_of(codec, variant))
-            vectors = codec.model.quantizer.vectors(latent)
-            price = vectors.new_full(vectors.shape[1:2], rng.choice(PRICES, p=SHARES))
-            codes = codec.model.quantizer.nearest(vectors, price)
-            grid = codes.T.reshape(*latent.shape[2:], -1)
+            grid = static_codes(codec, variant, float(rng.choice(PRICES, p=SHARES)))
             found.append(grid.cpu().numpy().astype(np.uint8))
         log.info("pass %d of %d: %d grids of codes", number + 1, passes, len(found))
     return found
 
 
-def pixels_of(codec: Codec, image: Tensor) -> Tensor:
+def static_codes(codec: Codec, image: Tensor, price: float) -> Tensor:
+    """Codes int64 [h, w, M] of uint8 [3, H, W] at a price of a bit, with static code lengths."""
+    latent = codec.model.encoder(_pixels(codec, image))
+    vectors = codec.model.quantizer.vectors(latent)
+    codes = codec.model.quantizer.nearest(vectors, vectors.new_full(vectors.shape[1:2], price))
+    return codes.T.reshape(*latent.shape[2:], -1)
+
+
+def _pixels(codec: Codec, image: Tensor) -> Tensor:
     """uint8 [3, H, W] -> the encoder's input [1, 3, H', W'], padded."""
     return to_float(reflect_pad(image[None].to(codec.device), codec.config.stride))
 

@@ -23,7 +23,7 @@ from pqmim.prior_checkpoint import Checkpoint
 from pqmim.prior_integers import choose_rows, export
 from pqmim.training import crops
 from pqmim.training.autoencoder import PRICES, SHARES
-from pqmim.training.codes import measure_lengths, pixels_of
+from pqmim.training.codes import measure_lengths, static_codes
 from pqmim.training.masters import masters
 
 IMAGES = 500  # for the meetings, in about a minute of two cores
@@ -50,12 +50,9 @@ def meetings(old: Codec, new: Codec, images: Sequence[Tensor], seed: int = 0) ->
     for codec in (old, new):
         measure_lengths(codec, list(images[:: max(1, len(images) // 100)]))
     for image in images:
-        price, found = float(rng.choice(PRICES, p=SHARES)), []
-        for codec in (new, old):
-            quantizer = codec.model.quantizer
-            vectors = quantizer.vectors(codec.model.encoder(pixels_of(codec, image)))
-            found.append(quantizer.nearest(vectors, vectors.new_full(vectors.shape[1:2], price)))
-        for counts, pairs in zip(met, (found[0] * words + found[1]).cpu(), strict=True):
+        price = float(rng.choice(PRICES, p=SHARES))
+        now, before = (static_codes(c, image, price).flatten(0, 1).T for c in (new, old))
+        for counts, pairs in zip(met, (now * words + before).cpu(), strict=True):
             counts += torch.bincount(pairs, minlength=words * words)
     return met.reshape(subcodes, words, words)
 
