@@ -28,7 +28,7 @@ from pqmim import checkpoint
 from pqmim.codec import Codec
 
 if TYPE_CHECKING:
-    from pipeline.actors import Work  # imports Ray
+    from pipeline.host import Work
 
 log = logging.getLogger("jobs.encode")
 

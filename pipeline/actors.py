@@ -1,8 +1,7 @@
 """The thin Ray side: an actor around a replica, and the pool of them that the driver talks to.
 
 An actor is sent a ShardSpec and sends back a ShardResult or a ShardFailure; nothing else crosses.
-Every exception becomes a ShardFailure here, at the only broad ``except`` of the project.  Ray is
-told never to restart or retry: the driver owns that.
+Ray is told never to restart or retry: the driver owns that.
 
 Ray calls back when a call has ended, into one queue, so that collecting costs the same for one
 replica and for thousands; ``ray.wait`` looks at every call that is in flight each time.  Nothing
@@ -14,78 +13,31 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayError
 
-from pipeline import commit, storage
+from pipeline import storage
 from pipeline.encoder import encode_shard
 from pipeline.fleet import IN_FLIGHT, Down, Event, Returned, Up
-from pipeline.plan import Plan, PlanMismatch, Resources, ShardFailure, ShardResult, ShardSpec
-from pipeline.replica import Replica, resident_bytes
-from pqmim.codec import Codec
-
-# What a replica does with a shard: encoder.encode_shard, or the like of it.
-Work = Callable[[ShardSpec, Plan, storage.Store, Replica, int], ShardResult]
+from pipeline.host import Host, Ready, Work, say
+from pipeline.plan import Plan, Resources, ShardFailure, ShardSpec
 
 log = logging.getLogger(__name__)
 NODE_LOST = ("node has died", "node was terminated", "node is dead", "node died")  # Ray's words
 
 
-@dataclass(frozen=True)
-class Ready:
-    """What a replica says of itself when it is up."""
-
-    pid: int
-    node: str  # address and id
-    megapixels_per_s: float  # of the bare model here
-    rss_bytes: int
-
-
-class ReplicaActor:
-    """One replica in one process."""
-
-    def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
-        torch.set_num_threads(resources.threads)
-        self.store, self.plan, self.work = store, plan, work
-        name = commit.model_name(plan.model)
-        codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
-        self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
+class ReplicaActor(Host):
+    """One replica in one Ray actor."""
 
     def ready(self) -> Ready:
-        """Warm up, and measure the bare model."""
-        speed = self.replica.calibrate(self.plan)
+        """See :class:`Host`."""
         node = ray.get_runtime_context().get_node_id()[:8]
-        address = ray.util.get_node_ip_address()
-        return Ready(os.getpid(), f"{address}/{node}", speed, resident_bytes())
-
-    def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
-        """Do one shard."""
-        try:
-            return self.work(spec, self.plan, self.store, self.replica, attempt)
-        except Exception as error:
-            log.exception("shard %s failed", spec.url)
-            return ShardFailure(spec.shard_id, spec.url, classify(error), _say(error), attempt)
-
-
-def classify(error: Exception) -> str:
-    """The kind of failure that an exception is: what the driver decides by."""
-    if isinstance(error, storage.TransientStorage):
-        return "transient"
-    if isinstance(error, storage.StorageError | PlanMismatch):
-        return "fatal"
-    return "error"
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:1000]
+        return self.warm_up(f"{ray.util.get_node_ip_address()}/{node}")
 
 
 class RayPool:
@@ -148,7 +100,7 @@ class RayPool:
             log.info("%s is process %d on %s", name, ready.pid, ready.node)
             return Up(name, ready.node, ready.megapixels_per_s, ready.rss_bytes)
         if isinstance(error, RayError):  # the call itself failed: it could not be sent or returned
-            failure = ShardFailure(spec.shard_id, spec.url, "error", _say(error), attempt)
+            failure = ShardFailure(spec.shard_id, spec.url, "error", say(error), attempt)
             return Returned(name, failure)
         return Returned(name, call.result())
 

@@ -148,7 +148,7 @@ class Driver:
             self._returned(event, now)
         elif isinstance(event, Down):
             self._down(event, now)
-        else:
+        elif isinstance(event, Up):
             self._up(event, now)
 
     def _up(self, event: Up, now: float) -> None:

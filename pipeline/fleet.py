@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.plan import Counts, ShardFailure, ShardResult, ShardSpec
 
 IN_FLIGHT = 2  # shards a replica: one opens while the other computes
 
@@ -43,7 +43,16 @@ class Returned:
     outcome: ShardResult | ShardFailure
 
 
-Event = Up | Down | Returned
+@dataclass(frozen=True)
+class Moved:
+    """A shard in flight has got further; told every few seconds."""
+
+    replica: str
+    shard_id: str
+    counts: Counts
+
+
+Event = Up | Down | Returned | Moved
 
 
 class Pool(Protocol):

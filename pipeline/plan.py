@@ -193,6 +193,17 @@ class ShardFailure:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How far a shard has got: what its rows hold, and how much of its source was read."""
+
+    images: int = 0  # that are in rows with status ok
+    bad: int = 0  # rows with another status
+    pixels: int = 0  # of the images
+    code_bytes: int = 0
+    source_bytes: int = 0  # read
+
+
+@dataclass(frozen=True)
 class Resources:
     """What a run is given; none of it changes a byte of the output."""
 

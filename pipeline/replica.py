@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline import table
-from pipeline.plan import Plan
+from pipeline.plan import Counts, Plan
 from pqmim.codec import Codec
 
 STAGES = ("read", "decode", "encode", "measure", "code", "write")
@@ -51,6 +51,7 @@ class Replica:
         self.codec, self.queue_bytes = codec, queue_bytes
         self.pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._device_lock = threading.Lock()
+        self.moved = dict[str, Counts]()  # how far the shards in flight are, by shard id
 
     def encode(self, pixels: Tensor, quality: int, clock: Clock) -> np.ndarray:
         """uint8 [B,3,H,W] -> codes [B,h,w,quality]; one batch at a time on the device."""

@@ -21,7 +21,7 @@ ALLOWED = {  # library -> the only files that may import it
     "isal": {"pipeline/pages.py"},
 }
 CODEC_MAY_IMPORT = {
-    "torch", "numpy", "constriction", "safetensors", "PIL", "pqmim", "matplotlib", "numba",
+    "torch", "numpy", "constriction", "safetensors", "PIL", "pqmim", "matplotlib", "numba", "tqdm",
 }  # fmt: skip
 FILES = sorted(
     path.relative_to(ROOT).as_posix()

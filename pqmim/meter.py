@@ -1,0 +1,57 @@
+"""Progress for a person: a bar on a terminal, a line every 30 s elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 30.0
+
+
+class Meter:
+    """How far a piece of work is.  Cheap to call; what it shows is limited in rate.
+
+    Args:
+        what: the work, in a word or two.
+        total: how much there is; None where nobody knows.
+        unit: what is counted.
+        quiet: show nothing.
+        stream: where to; standard error by default.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, what: str, total: float | None = None, unit: str = "images", *, quiet: bool = False,
+        stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
+        self.stream, self.clock = stream or sys.stderr, clock
+        self.shown = clock()
+        self.bar: tqdm | None = None
+        if not quiet and self.stream.isatty():
+            self.bar = tqdm(total=total, desc=what, unit=unit, file=self.stream, leave=False)
+
+    def show(self, done: float, note: str = "") -> None:
+        """So much is done by now; ``note`` says more, in a few words."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif not self.quiet and self.clock() - self.shown >= LINE_EVERY_S:
+            self.shown = self.clock()
+            share = f"{done / self.total:.0%}, " if self.total else ""
+            self.say(f"{self.what}: {share}{note or f'{done:.0f} {self.unit}'}")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if not self.quiet:
+            tqdm.write(text, file=self.stream)
+            self.stream.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
