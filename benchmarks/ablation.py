@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pqmim.autoencoder import PQVAE
-from pqmim.config import AutoencoderConfig
+from pqmim.autoencoder.config import AutoencoderConfig
+from pqmim.autoencoder.network import PQVAE
 from pqmim.evaluation import rate, rd
 from pqmim.metrics import psnr
 from pqmim.training import crops

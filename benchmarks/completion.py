@@ -29,12 +29,14 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from pqmim import budget, filling, masks, schedule
 from pqmim.codec import Codec
-from pqmim.completion import Rule
+from pqmim.completion import filling, masks
+from pqmim.completion.draw import Rule
+from pqmim.completion.filling import Fill
 from pqmim.evaluation.rd import load_folder
-from pqmim.filling import Fill
+from pqmim.files import budget
 from pqmim.metrics import LEAST_SIDE, ms_ssim, psnr
+from pqmim.prior import schedule
 
 log = logging.getLogger("benchmarks.completion")
 

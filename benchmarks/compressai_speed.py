@@ -106,7 +106,7 @@ def photograph() -> bytes:
     import numpy as np
     from PIL import Image
 
-    from pipeline.shards import ShardReader
+    from pipeline.tars.samples import ShardReader
 
     shard = min((ROOT / "examples" / "shards").glob("*.tar"))
     with shard.open("rb") as stream:
@@ -174,8 +174,9 @@ def work(args: argparse.Namespace) -> int:
 def ours(archive: bool) -> tuple[Call, Callable[[Any], torch.Tensor]]:
     """The shipped weights, codes searched at the default price; all sub-codes in the default
     stages, or as in an archive."""
-    from pqmim import schedule, search
     from pqmim.codec import Codec
+    from pqmim.coding import search
+    from pqmim.prior import schedule
 
     codec = Codec.load()
 

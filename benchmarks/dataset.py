@@ -35,7 +35,7 @@ from benchmarks.layouts import (
     write_npy,
     write_tars,
 )
-from pipeline.dataset import CodeStream
+from pipeline.codes.by_number import CodeStream
 
 Reader = Callable[[], Iterator[int]]  # gives the number of images of each batch
 

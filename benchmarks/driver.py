@@ -24,11 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs import common
-from pipeline import driver, resume
-from pipeline.fleet import Down, Event, Returned, Up
+from pipeline.archive import resume
+from pipeline.driver import run
+from pipeline.driver.fleet import Down, Event, Returned, Up
+from pipeline.driver.report import Progress
 from pipeline.plan import ShardFailure, ShardResult, ShardSpec, shard_id
-from pipeline.report import Progress
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 PAGE = 1000  # names in a reply of S3
 
@@ -156,7 +157,7 @@ def simulate(left: resume.Left, store: Store, replicas: int) -> float:
     progress, pool = Progress(len(left.todo), started=0.0), SimulatedPool()
     progress.show = lambda now, running: None  # type: ignore[method-assign]
     begin = time.process_time()
-    driver.run(left.todo, pool, store, progress, 0.05, replicas, clock=pool.clock)
+    run.run(left.todo, pool, store, progress, 0.05, replicas, clock=pool.clock)
     seconds = time.process_time() - begin
     if progress.done + len(progress.quarantined) != len(left.todo):
         raise SystemExit(f"{progress.done} of {len(left.todo)} shards are done")

@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 
 from jobs import common, encode
-from pipeline import commit, images
+from pipeline.archive import commit
 from pipeline.plan import Plan
-from pipeline.replica import batch_size
-from pipeline.shards import ShardReader
-from pipeline.storage import Store
+from pipeline.store.storage import Store
+from pipeline.tars.samples import ShardReader
+from pipeline.work import images
+from pipeline.work.replica import batch_size
 from pqmim.codec import Codec
 
 SHARDS = sorted((Path(__file__).parent.parent / "examples" / "shards").glob("*.tar"))

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset
 
-from pipeline import commit, manifest, table
+from pipeline.archive import commit, manifest, table
+from pipeline.archive.table import Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status
-from pipeline.storage import Store
-from pipeline.table import Row
+from pipeline.store.storage import Store
 
 GRID, SUBCODES = 16, 8
 BYTES = GRID * GRID * SUBCODES  # of an image

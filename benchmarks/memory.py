@@ -26,17 +26,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline.encoder import encode_shard
 from pipeline.plan import Plan, ShardSpec, shard_id
-from pipeline.replica import PENDING_BATCHES, Replica, resident_bytes
-from pipeline.storage import Store
-from pqmim.autoencoder import PQVAE
+from pipeline.store.storage import Store
+from pipeline.work.encoder import encode_shard
+from pipeline.work.replica import PENDING_BATCHES, Replica, resident_bytes
+from pqmim.autoencoder.config import AutoencoderConfig
+from pqmim.autoencoder.network import PQVAE
 from pqmim.checkpoint import to_bytes
 from pqmim.codec import Codec
-from pqmim.config import AutoencoderConfig
 
-IN_FLIGHT = 2  # shards a replica, as in pipeline.actors
-WORK_BYTES = 26  # a pixel of a picture that is being decoded: pipeline.images
+IN_FLIGHT = 2  # shards a replica, as in pipeline.driver.ray_pool
+WORK_BYTES = 26  # a pixel of a picture that is being decoded: pipeline.work.images
 PIXEL_BYTES = 3
 SMALL = 24  # pictures beside the large one
 EVERY = 5

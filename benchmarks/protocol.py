@@ -35,11 +35,13 @@ from typing import TypeVar
 import torch
 
 from jobs import common, encode
-from pipeline import encoder, resume, s3
-from pipeline.fleet import IN_FLIGHT
+from pipeline.archive import resume
+from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.plan import Plan, ShardSpec, listing_digest, shard_id
-from pipeline.replica import Replica
-from pipeline.storage import ObjectInfo, Store, expand
+from pipeline.store import s3
+from pipeline.store.storage import ObjectInfo, Store, expand
+from pipeline.work import encoder
+from pipeline.work.replica import Replica
 from pqmim import checkpoint
 from pqmim.codec import Codec
 

@@ -18,10 +18,11 @@ from PIL import Image
 
 from examples.page import Card, ErrorRow, write_page
 from jobs import common, decode, encode, finish, verify
-from pipeline import commit, images, table
+from pipeline.archive import commit, table
 from pipeline.plan import Plan, Status
-from pipeline.shards import ShardReader
-from pipeline.storage import Store
+from pipeline.store.storage import Store
+from pipeline.tars.samples import ShardReader
+from pipeline.work import images
 from pqmim.metrics import psnr
 
 HERE = Path(__file__).parent

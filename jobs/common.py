@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import storage
+from pipeline.archive.table import BadTable
 from pipeline.plan import STORES, Plan, PlanMismatch, Resources, ShardSpec, listing_digest, shard_id
-from pipeline.table import BadTable
+from pipeline.store import storage
 from pqmim.checkpoint import CheckpointError
 from pqmim.codec import Codec
-from pqmim.search import DEFAULT_PRICE
+from pqmim.coding.search import DEFAULT_PRICE
 
 OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -30,12 +30,14 @@ import webdataset
 from PIL import Image
 
 from jobs import common
-from pipeline import commit, decoder, keep, table
+from pipeline import keep
+from pipeline.archive import commit, table
+from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, PlanMismatch, Status
-from pipeline.readahead import ByteBudget, read_ahead
-from pipeline.replica import Replica
-from pipeline.storage import NotFound, Store
-from pipeline.table import BadTable, Row
+from pipeline.store.storage import NotFound, Store
+from pipeline.work import decoder
+from pipeline.work.readahead import ByteBudget, read_ahead
+from pipeline.work.replica import Replica
 
 log = logging.getLogger("jobs.decode")
 MARK = "decoded.json"  # which plan the pictures of an output are of

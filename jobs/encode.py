@@ -18,17 +18,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobs import common
-from pipeline import commit, driver, policy, report, resume, table
-from pipeline.encoder import encode_shard
-from pipeline.fleet import IN_FLIGHT
+from pipeline.archive import commit, resume, table
+from pipeline.driver import policy, report, run
+from pipeline.driver.fleet import IN_FLIGHT
+from pipeline.driver.pace import Limits
 from pipeline.plan import Plan, Resources, ShardSpec
-from pipeline.storage import Store
-from pipeline.watch import Limits
+from pipeline.store.storage import Store
+from pipeline.work.encoder import encode_shard
 from pqmim import checkpoint
 from pqmim.codec import Codec
 
 if TYPE_CHECKING:
-    from pipeline.host import Work
+    from pipeline.work.host import Work
 
 log = logging.getLogger("jobs.encode")
 
@@ -94,14 +95,14 @@ def drive(
     resources: Resources, work: Work, max_bad_images: float, limits: Limits,
 ) -> None:  # fmt: skip
     """Run the replicas over what is left, and end them whatever happens."""
-    from pipeline.actors import RayPool  # imports Ray
+    from pipeline.driver.ray_pool import RayPool  # imports Ray
 
     common.connect(resources)
     queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
     limits = replace(limits, rss_growth_bytes=limits.rss_growth_bytes + queues)
     pool = RayPool(store, plan, resources, work)
     try:
-        driver.run(todo, pool, store, progress, max_bad_images, resources.replicas, limits)
+        run.run(todo, pool, store, progress, max_bad_images, resources.replicas, limits)
     finally:
         pool.close()
 

@@ -26,11 +26,13 @@ import webdataset
 
 from jobs import common
 from jobs.decode import choose_shards, member_key
-from pipeline import commit, decoder, keep, table
+from pipeline import keep
+from pipeline.archive import commit, table
+from pipeline.archive.table import BadTable, Row
+from pipeline.codes.rowgroups import NoCodes
 from pipeline.plan import Plan, PlanMismatch, Status
-from pipeline.rowgroups import NoCodes
-from pipeline.storage import NotFound, Store
-from pipeline.table import BadTable, Row
+from pipeline.store.storage import NotFound, Store
+from pipeline.work import decoder
 
 log = logging.getLogger("jobs.export")
 PLAN, DONE = "export-plan.json", "export.json"
@@ -93,7 +95,7 @@ def export_shard(archive: Store, output: Store, plan: Plan, shard_id: str) -> in
     """Write the tar of a table unless it is there; the number of images in it.
 
     Raises:
-        pipeline.storage.NotFound: there is no table.
+        pipeline.store.storage.NotFound: there is no table.
         BadTable: it is damaged, or is of another plan.
     """
     name, sink, count = f"{shard_id}.tar", io.BytesIO(), 0

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 
 from jobs import common
 from jobs.status import ledger
-from pipeline import commit, compaction, manifest, table
+from pipeline.archive import commit, compaction, manifest, table
 from pipeline.plan import ShardResult
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 MANIFEST = manifest.MANIFEST
 MAX_MB = compaction.MAX_BYTES >> 20

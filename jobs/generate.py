@@ -17,14 +17,14 @@ import sys
 from collections.abc import Sequence
 
 from jobs import common, encode
-from pipeline import table
-from pipeline.generator import Request, check_rule, generate_shard
+from pipeline.archive import table
 from pipeline.plan import Plan, PlanMismatch, ShardSpec, listing_digest
-from pipeline.storage import NotFound, Store
+from pipeline.store.storage import NotFound, Store
+from pipeline.work.generator import Request, check_rule, generate_shard
 from pqmim import checkpoint
-from pqmim.bitstream import MAX_PIXELS
 from pqmim.codec import Codec
-from pqmim.completion import TEMPERATURE_ONE, CompletionError, Rule
+from pqmim.completion.draw import TEMPERATURE_ONE, CompletionError, Rule
+from pqmim.files.container import MAX_PIXELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

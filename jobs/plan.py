@@ -19,11 +19,13 @@ from dataclasses import dataclass
 import torch
 
 from jobs import common
-from pipeline import decoder, storage, table
-from pipeline.encoder import encode_rows
+from pipeline.archive import table
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec, Status
-from pipeline.replica import Clock, Replica
-from pipeline.shards import Sample, ShardReader
+from pipeline.store import storage
+from pipeline.tars.samples import Sample, ShardReader
+from pipeline.work import decoder
+from pipeline.work.encoder import encode_rows
+from pipeline.work.replica import Clock, Replica
 from pqmim import checkpoint
 from pqmim.codec import Codec
 

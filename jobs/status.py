@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from jobs import common
-from pipeline import commit, report, table
+from pipeline.archive import commit, table
+from pipeline.driver import report
 from pipeline.plan import Plan, ShardResult, ShardSpec
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 
 SHOWN = 50  # shards named of each kind
 

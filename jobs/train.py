@@ -21,14 +21,16 @@ from pathlib import Path
 import torch
 
 from jobs import common
-from pipeline import commit, keep, learner
-from pipeline.learner import Task
-from pipeline.manifest import DatasetError
+from pipeline import keep
+from pipeline.archive import commit
+from pipeline.archive.manifest import DatasetError
+from pipeline.codes.rowgroups import Filter
+from pipeline.learn import learner
+from pipeline.learn.learner import Task
 from pipeline.plan import Plan, Resources
-from pipeline.rowgroups import Filter
-from pipeline.storage import Store, absolute
+from pipeline.store.storage import Store, absolute
 from pqmim import cli
-from pqmim.config import ConfigError
+from pqmim.autoencoder.config import ConfigError
 from pqmim.training.prior_run import RunError
 
 NUMBERS = {"width": "int32", "height": "int32", "grid_w": "int32", "grid_h": "int32"}
@@ -65,7 +67,7 @@ def train(args: argparse.Namespace) -> Path:
 def _train_by_workers(task: Task, workers: int) -> Path:
     """On the Ray cluster that RAY_ADDRESS names, or one of our own."""
     try:
-        from pipeline import workers as several  # imports Ray Train
+        from pipeline.learn import workers as several  # imports Ray Train
     except ImportError as error:
         raise common.UsageError(
             f"--workers {workers} needs Ray Train ({error}): pip install 'pqmim[train]'"

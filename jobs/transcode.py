@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jobs import common, encode
-from pipeline import commit, decoder, table
+from pipeline.archive import commit, table
 from pipeline.plan import listing_digest
-from pipeline.storage import Store
-from pipeline.transcoder import Transcoder
+from pipeline.store.storage import Store
+from pipeline.work import decoder
+from pipeline.work.transcoder import Transcoder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

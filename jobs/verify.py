@@ -24,14 +24,17 @@ from dataclasses import replace
 import torch
 
 from jobs import common
-from pipeline import commit, decoder, driver, policy, report, sampled, table, verify
-from pipeline.fleet import IN_FLIGHT
+from pipeline.archive import commit, table
+from pipeline.driver import policy, report, run
+from pipeline.driver.fleet import IN_FLIGHT
+from pipeline.driver.pace import Limits
 from pipeline.plan import Plan, Resources, ShardSpec
-from pipeline.prover import Prover, read_record, still_proved
-from pipeline.replica import Replica
-from pipeline.storage import NotFound, Store
-from pipeline.verdict import Report, Verdict
-from pipeline.watch import Limits
+from pipeline.proof import sampled, tables
+from pipeline.proof.prover import Prover, read_record, still_proved
+from pipeline.proof.verdict import Report, Verdict
+from pipeline.store.storage import NotFound, Store
+from pipeline.work import decoder
+from pipeline.work.replica import Replica
 from pqmim.checkpoint import CheckpointError
 
 log = logging.getLogger("jobs.verify")
@@ -52,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not by_replicas and (problem := decoder.missing_device(args.device)):
         raise common.UsageError(problem)
     found = Report(plan, len(specs), args.full and not args.no_source, args.accept_failed_images)
-    found.archive += verify.check_archive(store, plan, specs)
+    found.archive += tables.check_archive(store, plan, specs)
     replica = open_model(store, plan, "cpu" if by_replicas else args.device, found)
     if by_replicas and replica is not None:
         checks, resumed = prover_of(args, name), args.resume is not None
         verdicts = prove(store, plan, specs, resources, checks, resumed, found)
     else:
-        verdicts = verify.check_tables(store, plan, specs, not args.no_source, TABLES)
+        verdicts = tables.check_tables(store, plan, specs, not args.no_source, TABLES)
     good = write_lines(store, name, specs, verdicts, found)
     chosen = sampled.spread(good, 0 if args.full else args.sample)
     if replica is not None:
@@ -122,7 +125,7 @@ def prove(
     log.info("verification %s; give --resume %s to go on with it", prover.run, prover.run)
     left = list(specs)
     if resumed:
-        there = verify.in_order(lambda s: still_proved(store, plan, s, prover), specs, RECORDS)
+        there = tables.in_order(lambda s: still_proved(store, plan, s, prover), specs, RECORDS)
         left = [spec for spec, done in zip(specs, there, strict=True) if not done]
     log.info("%d shards: %d proved before, %d to do", len(specs), len(specs) - len(left), len(left))
     own = Store(store.url(f"runs/{prover.run}"))  # keeps the shards given up out of the archive's
@@ -144,7 +147,7 @@ def prove(
             one = Verdict(problems=[f"{spec.shard_id}: could not be checked{why}"])
         return one
 
-    return verify.in_order(verdict, specs, RECORDS)
+    return tables.in_order(verdict, specs, RECORDS)
 
 
 def drive(
@@ -152,14 +155,14 @@ def drive(
     resources: Resources, prover: Prover,
 ) -> None:  # fmt: skip
     """Run the replicas over what is left; shards that were given up are kept in ``own``."""
-    from pipeline.actors import RayPool  # imports Ray
+    from pipeline.driver.ray_pool import RayPool  # imports Ray
 
     common.connect(resources)
     queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
     limits = replace(Limits(), rss_growth_bytes=Limits().rss_growth_bytes + queues)
     pool = RayPool(store, plan, resources, prover)
     try:  # bad images were judged when they were encoded: any share of them will do
-        driver.run(left, pool, own, progress, 1.0, resources.replicas, limits)
+        run.run(left, pool, own, progress, 1.0, resources.replicas, limits)
     finally:
         pool.close()
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keep
-from pqmim import schedule
+from pqmim.prior import schedule
 
 STORES = ("bitstream", "codes", "both")
 LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant
@@ -96,7 +96,9 @@ class Plan:
     inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
     store: str = "bitstream"  # payload columns: one of STORES
     stages: tuple[int, ...] = schedule.FAST_PLAN  # of the bitstreams: 2.5 % larger, 1.2 x faster
-    price: float = 0.0  # squared error that a bit is worth (pqmim.search); 0: nearest codewords
+    price: float = (
+        0.0  # squared error that a bit is worth (pqmim.coding.search); 0: nearest codewords
+    )
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
     resize: int | None = None  # shorter side, pixels

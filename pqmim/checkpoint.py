@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pqmim import prior_checkpoint
-from pqmim.autoencoder import PQVAE
-from pqmim.config import AutoencoderConfig, ConfigError
-from pqmim.prior_checkpoint import CheckpointError
+from pqmim.autoencoder.config import AutoencoderConfig, ConfigError
+from pqmim.autoencoder.network import PQVAE
+from pqmim.prior import integers as prior_checkpoint
+from pqmim.prior.integers import CheckpointError
 
 FORMAT = "pqmim-1"
 WEIGHTS = Path(__file__).with_name("weights")

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from pqmim import bitstream, checkpoint, commands, prior_checkpoint, schedule, search
+from pqmim import checkpoint, commands
+from pqmim.autoencoder.config import AutoencoderConfig
 from pqmim.codec import Codec
-from pqmim.config import AutoencoderConfig
+from pqmim.coding import search
 from pqmim.evaluation import command
-from pqmim.prior_config import PriorConfig
+from pqmim.files import container
+from pqmim.prior import integers, schedule
+from pqmim.prior.config import PriorConfig
 
 if TYPE_CHECKING:
     from pqmim.training.prior import PriorRecipe
@@ -119,7 +122,7 @@ def info(args: argparse.Namespace) -> int:
 
 def _describe_stream(data: bytes) -> dict[str, object]:
     """What the header says; the payload is not decoded."""
-    stream = bitstream.parse(data)
+    stream = container.parse(data)
     return {
         "version": stream.version, "model": stream.model.hex(),
         "width": stream.width, "height": stream.height, "quality": stream.quality,
@@ -208,7 +211,7 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
 
 def _prior_recipe(
     args: argparse.Namespace, codes_of: AutoencoderConfig
-) -> tuple[PriorRecipe, prior_checkpoint.Checkpoint | None]:
+) -> tuple[PriorRecipe, integers.Checkpoint | None]:
     """The recipe, and the entropy model of ``--go-on``."""
     from pqmim.training.prior import PriorRecipe
 

@@ -22,21 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim import (
-    budget,
-    checkpoint,
-    code_stream,
-    files,
-    filling,
-    integer,
-    prior_checkpoint,
-    schedule,
-    search,
-)
-from pqmim.autoencoder import PQVAE, channels_last, to_float
-from pqmim.bitstream import MAX_PIXELS
-from pqmim.completion import Rule
-from pqmim.padding import reflect_pad
+from pqmim import checkpoint
+from pqmim.autoencoder.network import PQVAE, channels_last, to_float
+from pqmim.autoencoder.padding import reflect_pad
+from pqmim.coding import payloads as code_stream
+from pqmim.coding import search
+from pqmim.completion import filling
+from pqmim.completion.draw import Rule
+from pqmim.files import budget, single
+from pqmim.files.container import MAX_PIXELS
+from pqmim.prior import integers, schedule, tensors
 
 Codes = NDArray[np.uint8]  # [h, w, m]
 
@@ -53,7 +48,7 @@ class Codec:
         model: PQVAE,
         fingerprint: str,
         device: str | torch.device = "cpu",
-        prior: prior_checkpoint.Checkpoint | None = None,
+        prior: integers.Checkpoint | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = channels_last(model.eval().to(self.device))
@@ -61,7 +56,7 @@ class Codec:
         self.config, self.fingerprint = model.config, fingerprint
         self.code_dtype = torch.uint8 if self.config.codewords <= 256 else torch.uint16
         self._prior_checkpoint = prior
-        self._prior: integer.Model | None = None
+        self._prior: tensors.Model | None = None
         self._prior_lock = threading.Lock()
 
     @classmethod
@@ -84,7 +79,7 @@ class Codec:
         return cls(weights.model, weights.fingerprint, device, weights.prior)
 
     @property
-    def prior(self) -> integer.Model | None:
+    def prior(self) -> tensors.Model | None:
         """The entropy model, if the weights hold one: loaded and tested at first use.
 
         Raises:
@@ -92,10 +87,10 @@ class Codec:
         """
         with self._prior_lock:
             if self._prior is None and self._prior_checkpoint is not None:
-                self._prior = integer.load(self._prior_checkpoint, self.device)
+                self._prior = tensors.load(self._prior_checkpoint, self.device)
             return self._prior
 
-    def needed_prior(self) -> integer.Model:
+    def needed_prior(self) -> tensors.Model:
         """The entropy model.
 
         Raises:
@@ -132,7 +127,7 @@ class Codec:
         self, pixels: Tensor, quality: int | None = None, price: float = search.DEFAULT_PRICE,
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
     ) -> tuple[Tensor, list[bytes]]:  # fmt: skip
-        """The codes that are worth their bits, and their payloads (:mod:`pqmim.search`).
+        """The codes that are worth their bits, and their payloads (:mod:`pqmim.coding.search`).
 
         Args:
             pixels: uint8 [B,3,H,W].
@@ -216,54 +211,54 @@ class Codec:
         self, pixels: Tensor, quality: int | None = None,
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
     ) -> bytes:  # fmt: skip
-        """uint8 [3,H,W] -> a ``.pqm`` file; see :func:`pqmim.files.compress_batch`."""
-        return files.compress_batch(self, pixels[None], quality, plan, stages, price)[0]
+        """uint8 [3,H,W] -> a ``.pqm`` file; see :func:`pqmim.files.single.compress_batch`."""
+        return single.compress_batch(self, pixels[None], quality, plan, stages, price)[0]
 
     def compress_batch(
         self, pixels: Tensor, quality: int | None = None,
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
     ) -> list[bytes]:  # fmt: skip
-        """uint8 [B,3,H,W] -> one ``.pqm`` file an image; see :mod:`pqmim.files`."""
-        return files.compress_batch(self, pixels, quality, plan, stages, price)
+        """uint8 [B,3,H,W] -> one ``.pqm`` file an image; see :mod:`pqmim.files.single`."""
+        return single.compress_batch(self, pixels, quality, plan, stages, price)
 
     def compress_codes(
         self, codes: Tensor, height: int, width: int,
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None,
     ) -> list[bytes]:  # fmt: skip
-        """Codes [B,h,w,m] -> one ``.pqm`` file an image; see :mod:`pqmim.files`."""
-        return files.compress_codes(self, codes, height, width, plan, stages)
+        """Codes [B,h,w,m] -> one ``.pqm`` file an image; see :mod:`pqmim.files.single`."""
+        return single.compress_codes(self, codes, height, width, plan, stages)
 
     def compress_to(self, pixels: Tensor, max_bytes: int) -> bytes:
-        """uint8 [3,H,W] -> a ``.pqm`` file of at most so many bytes; see :mod:`pqmim.budget`."""
+        """uint8 [3,H,W] -> a ``.pqm`` file of at most so many bytes (:mod:`pqmim.files.budget`)."""
         return budget.search(self, pixels, max_bytes).data
 
     def decompress(
         self, data: bytes, *, partial: bool = False, fill: filling.Fill | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> Tensor:  # fmt: skip
-        """A ``.pqm`` file -> uint8 [3,H,W]; see :func:`pqmim.files.decompress`."""
-        return files.decompress(self, data, partial=partial, fill=fill, max_pixels=max_pixels)
+        """A ``.pqm`` file -> uint8 [3,H,W]; see :func:`pqmim.files.single.decompress`."""
+        return single.decompress(self, data, partial=partial, fill=fill, max_pixels=max_pixels)
 
     def decompress_batch(
         self, data: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
     ) -> list[Tensor]:
         """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none."""
-        return files.decompress_batch(self, data, max_pixels=max_pixels)
+        return single.decompress_batch(self, data, max_pixels=max_pixels)
 
     def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
         """A whole ``.pqm`` file -> its codes uint8 [h,w,m]."""
-        return files.decompress_codes(self, data, max_pixels=max_pixels)
+        return single.decompress_codes(self, data, max_pixels=max_pixels)
 
     def complete(
         self, codes: Tensor, known: Tensor, *,
         steps: int = 8, temperature: float = 1.0, seed: int | Sequence[int] = 0,
     ) -> Tensor:  # fmt: skip
-        """Codes of which some are ``known`` -> all of them; see :func:`pqmim.filling.complete`."""
+        """Codes of which some are ``known`` -> all (:func:`pqmim.completion.filling.complete`)."""
         seeds = seed if isinstance(seed, int) else tuple(seed)
         return filling.complete(self, codes, known, Rule(steps, temperature, seeds))
 
     def preview(self, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
-        """Pixels of the known codes and the mean of others; see :func:`pqmim.filling.preview`."""
+        """Pixels of known codes, and the mean of others (:mod:`pqmim.completion.filling`)."""
         return filling.preview(self, codes, known, height, width)
 
     def entropy_encode(
@@ -289,7 +284,7 @@ class Codec:
 
         Raises:
             NoPriorError: the weights hold no entropy model.
-            pqmim.entropy.PayloadError: a payload is cut off, or no encoder wrote it.
+            pqmim.prior.frequencies.PayloadError: a payload is cut off, or no encoder wrote it.
             ValueError: a shape that is not of this model.
         """
         shapes = [(h, w, m)] * len(payloads)

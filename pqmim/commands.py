@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pqmim import masks, schedule
 from pqmim.codec import Codec
-from pqmim.completion import Rule
+from pqmim.completion import masks
+from pqmim.completion.draw import Rule
+from pqmim.prior import schedule
 
 STDIO = "-"
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import commit, storage, table
-from pipeline.encoder import encode_shard
+from pipeline.archive import commit, table
 from pipeline.plan import Plan, ShardSpec, listing_digest, shard_id
-from pipeline.replica import Replica
-from pipeline.storage import Store
+from pipeline.store import storage
+from pipeline.store.storage import Store
+from pipeline.work.encoder import encode_shard
+from pipeline.work.replica import Replica
 from pqmim.codec import Codec
 from tests.corpus import jpeg, make_tar, png
 from tests.models import tiny_bytes

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline import commit, manifest, table
+from pipeline.archive import commit, manifest, table
+from pipeline.archive.table import Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
-from pipeline.storage import Store
-from pipeline.table import Row
+from pipeline.store.storage import Store
 
 PLAN = Plan(model="f" * 64, quality=3, stride=16, codewords=256, inputs=0, inputs_digest="",
             store="codes", keep=("txt", "json.label:int32"))  # fmt: skip

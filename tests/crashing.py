@@ -26,15 +26,20 @@ from typing import Any
 import torch
 
 import pipeline
-from pipeline import commit, encoder, inputs, manifest, plan, table
-from pipeline.replica import Replica
-from pipeline.storage import Store
+from pipeline import plan
+from pipeline.archive import commit, manifest, table
+from pipeline.store import inputs
+from pipeline.store.storage import Store
+from pipeline.work import encoder
+from pipeline.work.replica import Replica
 from pqmim.codec import Codec
 from tests.models import tiny_bytes
 
 _FOLDER = Path(pipeline.__file__).parent
-BACK_ENDS = {str(_FOLDER / name) for name in ("files.py", "s3.py")}
-PROTOCOL = BACK_ENDS | {str(_FOLDER / name) for name in ("commit.py", "storage.py", "faults.py")}
+BACK_ENDS = {str(_FOLDER / name) for name in ("store/local.py", "store/s3.py")}
+PROTOCOL = BACK_ENDS | {
+    str(_FOLDER / name) for name in ("archive/commit.py", "store/storage.py", "store/errors.py")
+}
 WEIGHTS = tiny_bytes()
 
 

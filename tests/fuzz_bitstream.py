@@ -17,8 +17,8 @@ from collections import Counter
 
 import torch
 
-from pqmim.bitstream import BitstreamError
 from pqmim.codec import Codec
+from pqmim.files.container import BitstreamError
 from tests.models import tiny_codec
 
 MAX_PIXELS = 64 * 64

@@ -7,11 +7,12 @@ import functools
 
 import torch
 
-from pqmim import checkpoint, prior_checkpoint
-from pqmim.autoencoder import PQVAE
+from pqmim import checkpoint
+from pqmim.autoencoder.config import AutoencoderConfig
+from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec
-from pqmim.config import AutoencoderConfig
-from pqmim.prior_config import PriorConfig
+from pqmim.prior import integers
+from pqmim.prior.config import PriorConfig
 from tests.pqmim.exact_tools import tiny_checkpoint
 
 TINY = AutoencoderConfig(
@@ -25,7 +26,7 @@ TINY_PRIOR = PriorConfig(
 
 
 @functools.cache
-def tiny_prior(*, chain: bool = True) -> prior_checkpoint.Checkpoint:
+def tiny_prior(*, chain: bool = True) -> integers.Checkpoint:
     """The entropy model of :data:`TINY`, from an integer recurrence."""
     return tiny_checkpoint(dataclasses.replace(TINY_PRIOR, chain=chain))
 

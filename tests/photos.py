@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.shards import Sample, ShardReader
+from pipeline.tars.samples import Sample, ShardReader
 
 SHARDS = sorted((Path(__file__).parent.parent / "examples" / "shards").glob("*.tar"))
 

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 from typing import BinaryIO
 
-from pipeline.shards import Sample, ShardReader
+from pipeline.tars.samples import Sample, ShardReader
 
 
 class OneWay(io.RawIOBase):

@@ -1,60 +1,161 @@
-"""The import rule of ARCHITECTURE.md, read from the syntax trees."""
+"""The rooms of ARCHITECTURE.md: who may know whom, read from the syntax trees.
+
+A room is a package of ``pqmim`` or ``pipeline``, or a file beside them.  Imports inside functions
+and under TYPE_CHECKING count as any other.
+"""
 
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {  # library -> the only files that may import it
-    "ray": {"pipeline/actors.py", "pipeline/workers.py", "jobs/common.py"},
-    "fsspec": {"pipeline/s3.py"},
-    "s3fs": {"pipeline/s3.py"},
-    "pyarrow": {
-        f"pipeline/{name}.py"
-        for name in ("table", "manifest", "rowgroups", "window", "dataset", "compaction")
-    },
-    "matplotlib": {"pqmim/evaluation/page.py"},  # an extra, imported when a page is asked for
-    "numba": {"pqmim/fused_kernels.py"},  # an extra, imported when a CPU runs the entropy model
-    "isal": {"pipeline/pages.py"},
+MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are rooms too
+    "pqmim.autoencoder": set(),
+    "pqmim.prior": {"pqmim.autoencoder"},  # whose config alone, see below
+    "pqmim.coding": {"pqmim.prior"},
+    "pqmim.metrics": set(),
+    "pqmim.meter": set(),
+    "pqmim.checkpoint": {"pqmim.autoencoder", "pqmim.prior"},
+    "pipeline.keep": set(),
+    "pipeline.plan": {"pipeline.keep", "pqmim.prior"},
+    "pipeline.store": set(),
+    "pipeline.tars": set(),
+    "pipeline.archive": {"pipeline.store", "pipeline.plan", "pipeline.keep"},
+    "pipeline.work": {"pipeline.archive", "pipeline.tars", "pipeline.store", "pipeline.plan",
+                      "pipeline.keep", "pqmim"},
+    "pipeline.driver": {"pipeline.archive", "pipeline.store", "pipeline.plan", "pipeline.work",
+                        "pqmim.meter"},
+    "pipeline.proof": {"pipeline.work", "pipeline.archive", "pipeline.tars", "pipeline.store",
+                       "pipeline.plan", "pipeline.keep", "pqmim.metrics"},
+    "pipeline.codes": {"pipeline.archive", "pipeline.store", "pipeline.plan", "pipeline.keep"},
+    "pipeline.learn": {"pipeline.codes", "pipeline.archive", "pipeline.store", "pqmim"},
+}  # fmt: skip
+POOLS = {"pipeline.driver.ray_pool", "pipeline.driver.local_pool"}
+LIBRARIES = {  # library -> the only rooms or files that may import it
+    "ray": {"pipeline.driver.ray_pool", "pipeline.learn.workers", "jobs.common"},
+    "fsspec": {"pipeline.store.s3"},
+    "s3fs": {"pipeline.store.s3"},
+    "pyarrow": {"pipeline.archive", "pipeline.codes"},
+    "simplejpeg": {"pipeline.work.images"},
+    "constriction": {"pqmim.prior"},
+    "numba": {"pqmim.prior.kernels"},  # an extra
+    "matplotlib": {"pqmim.evaluation"},  # an extra
 }
 CODEC_MAY_IMPORT = {
     "torch", "numpy", "constriction", "safetensors", "PIL", "pqmim", "matplotlib", "numba", "tqdm",
 }  # fmt: skip
-FILES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for package in ("pqmim", "pipeline", "jobs")
-    for path in (ROOT / package).rglob("*.py")
-)
 
 
-def imports(file: str) -> set[str]:
-    """First names of all imported modules, those inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+def modules() -> dict[str, Path]:
+    """Dotted name of every module of the product."""
+    found = {}
+    for package in ("pqmim", "pipeline", "jobs"):
+        for path in (ROOT / package).rglob("*.py"):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> set[str]:
+    """Every module that a module imports, as a dotted name; ours as the file that is meant."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add((node.module or "").split(".")[0])
-    return names
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return {f"{name}.__init__" if f"{name}.__init__" in MODULES else name for name in found}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_respect_the_layers(file):
-    import sys
-
-    found = imports(file)
-    for library, files in ALLOWED.items():
-        assert library not in found or file in files, f"{file} imports {library}"
-    if file.startswith("pqmim/"):
-        foreign = found - CODEC_MAY_IMPORT - set(sys.stdlib_module_names)
-        assert not foreign, f"{file} imports {foreign}"
-    if file.startswith("pipeline/"):
-        assert "jobs" not in found, f"{file} imports jobs"
+def room(module: str) -> str:
+    """The package of a module, or the file itself if it stands beside the rooms."""
+    parts = module.removesuffix(".__init__").split(".")
+    return ".".join(parts[:2])
 
 
-def test_the_rule_sees_imports_wherever_they_are():
-    assert "ray" in imports("jobs/common.py") and "pyarrow" in imports("pipeline/table.py")
-    assert len(FILES) > 30
+def ours(names: set[str]) -> set[str]:
+    return {name for name in names if name in MODULES}
+
+
+def allowed(where: str, target: str) -> bool:
+    uses = MAY_USE.get(where)
+    if uses is None or target == where:
+        return True
+    return target in uses or target.split(".")[0] in uses
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_knows_only_the_rooms_that_it_may(module: str) -> None:
+    for name in ours(imports(module)):
+        where, target = room(module), room(name)
+        assert allowed(where, target), f"{module} imports {name}"
+        if module.startswith("pqmim."):
+            assert name.startswith("pqmim"), f"{module} imports {name}"
+        if module.startswith("pipeline."):
+            assert not name.startswith("jobs"), f"{module} imports {name}"
+        if where == "pqmim.prior" and target == "pqmim.autoencoder":
+            assert name == "pqmim.autoencoder.config", f"{module} imports {name}"
+        if where == "pipeline.driver" and target == "pipeline.work":
+            assert module in POOLS, f"{module} imports {name}: only the pools see work"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_library_is_known_where_it_may_be(module: str) -> None:
+    top = {name.split(".")[0] for name in imports(module)}
+    for library, places in LIBRARIES.items():
+        assert library not in top or {module, room(module)} & places, f"{module} imports {library}"
+    if module.startswith("pqmim"):
+        foreign = top - CODEC_MAY_IMPORT - set(sys.stdlib_module_names)
+        assert not foreign, f"{module} imports {foreign}"
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every circle that a depth-first walk meets."""
+    found, done = [], set()
+
+    def walk(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+        elif name not in done:
+            for other in sorted(graph.get(name, ())):
+                walk(other, [*path, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        walk(name, [])
+    return found
+
+
+@pytest.mark.xfail(strict=True, reason="codec and files, engine and loader: next")
+def test_there_are_no_circles() -> None:
+    files = {module: ours(imports(module)) for module in MODULES}
+    assert circles(files) == []
+    rooms: dict[str, set[str]] = {}
+    for module, names in files.items():
+        if not module.startswith("jobs."):
+            rooms.setdefault(room(module), set()).update(room(n) for n in names)
+    assert circles({where: names - {where} for where, names in rooms.items()}) == []
+
+
+def test_the_rules_see_what_they_are_for() -> None:
+    assert len(MODULES) > 80 and set(MAY_USE) <= {room(module) for module in MODULES}
+    assert "pyarrow" in {name.split(".")[0] for name in imports("pipeline.archive.table")}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
+    assert not allowed("pipeline.driver", "pipeline.proof")
+
+
+@pytest.mark.xfail(strict=True, reason="the driver and the commit protocol: next")
+def test_every_folder_and_file_has_a_size_that_can_be_read() -> None:
+    folders: dict[Path, int] = {}
+    for path in MODULES.values():
+        folders[path.parent] = folders.get(path.parent, 0) + 1
+        assert path.read_text().count("\n") <= 300, f"{path} is too long: two things in one room?"
+    assert {str(f): n for f, n in folders.items() if n > 12} == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import table
+from pipeline.archive import table
 from pipeline.plan import Plan, Status
 
 ROOT = Path(__file__).parent.parent

@@ -20,8 +20,8 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from pqmim import schedule
 from pqmim.codec import Codec
+from pqmim.prior import schedule
 
 
 @dataclass(frozen=True)

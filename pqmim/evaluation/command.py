@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from pqmim import metrics, schedule
+from pqmim import metrics
 from pqmim.codec import Codec
 from pqmim.evaluation import coders, published, rate, rd, report
 from pqmim.evaluation.coders import CLASSICAL, OperatingPoint
+from pqmim.prior import schedule
 
 PAGE = "index.html"
 

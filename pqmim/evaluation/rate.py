@@ -21,12 +21,12 @@ from torch import Tensor
 
 from pqmim import metrics
 from pqmim.codec import Codec
+from pqmim.coding.windows import Grid
 from pqmim.evaluation import bd, coders, rd, report
 from pqmim.evaluation.coders import OperatingPoint
-from pqmim.grid import Grid
 
 if TYPE_CHECKING:
-    from pqmim.prior import Prior
+    from pqmim.training.network import Prior
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def float_prior(path: Path) -> Prior:
     Raises:
         ValueError: not such a checkpoint.
     """
-    from pqmim.prior import Prior
-    from pqmim.prior_config import PriorConfig
+    from pqmim.prior.config import PriorConfig
+    from pqmim.training.network import Prior
 
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:

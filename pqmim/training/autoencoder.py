@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pqmim.autoencoder import PQVAE, channels_last, start_linear, to_float
-from pqmim.config import AutoencoderConfig
+from pqmim.autoencoder.config import AutoencoderConfig
+from pqmim.autoencoder.network import PQVAE, channels_last, start_linear, to_float
 from pqmim.metrics import psnr
 from pqmim.training import crops
 

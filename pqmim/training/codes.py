@@ -2,8 +2,8 @@
 
 The frozen autoencoder encodes every photograph several times: as it is, mirrored, and at other
 scales and offsets, because a grid of codes is not shift invariant; and at random prices of a bit,
-with static code lengths in place of those that are yet to be learned (``pqmim.search``).  One pass
-over 1,424 photographs of 0.2 Mpx takes about two minutes of one core.
+with static code lengths in place of those that are yet to be learned (``pqmim.coding.search``).
+One pass over 1,424 photographs of 0.2 Mpx takes about two minutes of one core.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim import schedule
-from pqmim.autoencoder import to_float
+from pqmim.autoencoder.network import to_float
 from pqmim.codec import Codec, reflect_pad
+from pqmim.prior import schedule
 from pqmim.training import crops
 from pqmim.training.autoencoder import PRICES, SHARES
 

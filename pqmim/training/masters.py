@@ -1,4 +1,4 @@
-"""Float masters of an integer entropy model: the inverse of ``pqmim.prior.export``.
+"""Float masters of an integer entropy model: the inverse of ``pqmim.training.to_integers.export``.
 
 A weights file holds integers alone.  Every integer is a float times a power of two, and the powers
 are in the shifts and exponents, so floats that export to exactly these integers can be made from
@@ -16,15 +16,15 @@ import math
 import torch
 from torch import Tensor
 
-from pqmim import exact
-from pqmim.prior import Prior
-from pqmim.prior_checkpoint import Checkpoint
-from pqmim.prior_integers import Powers, layers
+from pqmim.prior import exact
+from pqmim.prior.integers import Checkpoint
+from pqmim.training.network import Prior
+from pqmim.training.to_integers import Powers, layers
 
 
 @torch.no_grad()
 def masters(checkpoint: Checkpoint, device: torch.device) -> tuple[Prior, Powers]:
-    """A model in floats and its powers: :func:`pqmim.prior.export` makes the checkpoint of them."""
+    """Floats and their powers: :func:`pqmim.training.to_integers.export` undoes it."""
     config, arrays = checkpoint.config, checkpoint.arrays
     integers = {n: torch.from_numpy(a.astype("float32")).to(device) for n, a in arrays.items()}
     prior, powers = Prior(config).to(device), Powers()

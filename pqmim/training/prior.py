@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim import code_stream, exact, integer, schedule
-from pqmim.prior import Prior
-from pqmim.prior_config import PriorConfig
-from pqmim.prior_integers import Powers, calibrate, export, quantise
-from pqmim.schedule import WINDOW
+from pqmim.coding import payloads
+from pqmim.prior import exact, schedule, tensors
+from pqmim.prior.config import PriorConfig
+from pqmim.prior.schedule import WINDOW
+from pqmim.training.network import Prior
+from pqmim.training.to_integers import Powers, calibrate, export, quantise
 
 Codes = NDArray[np.uint8]  # [h, w, M]
 OCTAVES_PER_LOGIT = 1 / exact.OCTAVE
@@ -251,6 +252,6 @@ def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
         parts = [next(stream) for _ in range(4)]
         powers = calibrate(trainer.average, [(b.tokens, b.present) for b in parts])
     checkpoint = export(trainer.average, copy.deepcopy(powers))
-    model = integer.load(checkpoint, trainer.device)
-    bits = code_stream.bits_per_code(model, held_out, trainer.recipe.plan)
+    model = tensors.load(checkpoint, trainer.device)
+    bits = payloads.bits_per_code(model, held_out, trainer.recipe.plan)
     return {"bits_per_code": sum(bits) / len(bits), **{f"group_{g}": b for g, b in enumerate(bits)}}

@@ -25,11 +25,11 @@ from typing import Any, TextIO, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from pqmim.prior_checkpoint import Checkpoint
-from pqmim.prior_integers import export
+from pqmim.prior.integers import Checkpoint
 from pqmim.training.masters import masters
 from pqmim.training.prior import Batch, Codes, PriorRecipe, Trainer, batches, validate
 from pqmim.training.prior_start import start_from_codebook
+from pqmim.training.to_integers import export
 
 Value = TypeVar("Value")
 CHECKPOINT = "checkpoint.pt"

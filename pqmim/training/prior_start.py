@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pqmim.prior import Prior
+from pqmim.training.network import Prior
 
 SPREAD = 0.25  # of a sub-code's embedding, as a random one has
 OWN = 0.05  # of what tells a codeword from its neighbours

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from pqmim.codec import Codec
-from pqmim.prior import Prior
-from pqmim.prior_checkpoint import Checkpoint
-from pqmim.prior_integers import choose_rows, export
+from pqmim.prior.integers import Checkpoint
 from pqmim.training import crops
 from pqmim.training.autoencoder import PRICES, SHARES
 from pqmim.training.codes import measure_lengths, static_codes
 from pqmim.training.masters import masters
+from pqmim.training.network import Prior
+from pqmim.training.to_integers import choose_rows, export
 
 IMAGES = 500  # for the meetings, in about a minute of two cores
 BELIEF = 2.0  # meetings that the old codes' own frequencies count for

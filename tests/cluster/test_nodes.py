@@ -26,12 +26,12 @@ from typing import Any
 import pytest
 
 from jobs import common, encode
-from pipeline import commit, table
-from pipeline.encoder import encode_shard
+from pipeline.archive import commit, table
+from pipeline.driver.pace import Limits
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec
-from pipeline.replica import Replica
-from pipeline.storage import Store
-from pipeline.watch import Limits
+from pipeline.store.storage import Store
+from pipeline.work.encoder import encode_shard
+from pipeline.work.replica import Replica
 from tests import archives
 from tests.conftest import free_ports
 from tests.corpus import jpeg, make_tar

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from jobs import common, verify
-from pipeline import commit
-from pipeline.storage import Store
+from pipeline.archive import commit
+from pipeline.store.storage import Store
 from tests.conftest import free_ports
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes

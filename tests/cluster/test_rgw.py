@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from jobs import common, finish, verify
-from pipeline import s3
-from pipeline.storage import NotWritable, Store, expand, open_read, retries
+from pipeline.store import s3
+from pipeline.store.storage import NotWritable, Store, expand, open_read, retries
 from tests.conftest import Gateway
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes

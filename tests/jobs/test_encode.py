@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import common, decode, encode, finish, verify
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes
 from tests.photos import SHARDS

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 from jobs import common, export
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 from tests.code_archives import make
 
 GRIDS = ((2, 2), (3, 2))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import common, decode, generate
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 from tests.models import tiny_bytes
 
 

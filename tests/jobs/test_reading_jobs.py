@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs import common, decode, finish, plan, status, verify
-from pipeline import commit, decoder
+from pipeline.archive import commit
 from pipeline.plan import PlanMismatch
-from pipeline.storage import NotFound, Store
+from pipeline.store.storage import NotFound, Store
+from pipeline.work import decoder
 from tests.archives import Archive, begin, encoded, shard
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes

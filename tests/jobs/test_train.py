@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from jobs import common, train
-from pipeline import commit, learner
-from pipeline.learner import Reservoir
-from pipeline.manifest import DatasetError
+from pipeline.archive import commit
+from pipeline.archive.manifest import DatasetError
+from pipeline.codes.stream import CodeStream
+from pipeline.learn import learner
+from pipeline.learn.learner import Reservoir
 from pipeline.plan import Status
-from pipeline.stream import CodeStream
 from pqmim import checkpoint
 from pqmim.codec import Codec
 from pqmim.training import prior_run
@@ -95,12 +96,13 @@ def test_a_run_goes_on_from_the_archives_model_and_resumes(own_time, codes, tmp_
 
 
 def test_the_first_held_out_figure_is_that_of_the_model_itself(codes, tmp_path):
-    from pqmim import code_stream, integer
+    from pqmim.coding import payloads
+    from pqmim.prior import tensors
 
     task = learner.Task(str(codes), str(tmp_path / "run"), "shipped", 0.0)
-    given = integer.load(tiny_prior(), torch.device("cpu"))
+    given = tensors.load(tiny_prior(), torch.device("cpu"))
     held = list(learner._first_images(task).values())
-    bits = code_stream.bits_per_code(given, held, learner.PriorRecipe().plan)
+    bits = payloads.bits_per_code(given, held, learner.PriorRecipe().plan)
     learner.learn(task)
     found = lines(tmp_path / "run")
     assert found[0]["bits_per_code"] == pytest.approx(sum(bits) / len(bits), abs=1e-4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import common, encode, transcode, verify
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 from tests.archives import Archive, begin, encoded, shard
 from tests.models import tiny_bytes
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from jobs import common, verify
-from pipeline import commit
+from pipeline.archive import commit
 from pipeline.plan import ShardSpec
-from pipeline.replica import Replica
-from pipeline.storage import Store
+from pipeline.store.storage import Store
+from pipeline.work.replica import Replica
 from tests.archives import Archive, encoded, shard
 from tests.corpus import jpeg, make_tar
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import commit
+from pipeline.archive import commit
+from pipeline.archive.table import Row, write_table
 from pipeline.plan import Plan, PlanMismatch, ShardResult, ShardSpec, Status
-from pipeline.storage import NotFound, ObjectInfo, Store
-from pipeline.table import Row, write_table
+from pipeline.store.storage import NotFound, ObjectInfo, Store
 
 PLAN = Plan(model="f" * 16, quality=4, stride=16, codewords=256, inputs=1, inputs_digest="d")
 SPEC = ShardSpec("shard-0-1234abcd", "s3://in/shard-0.tar", 10240, "etag-1")

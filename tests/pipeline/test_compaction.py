@@ -7,9 +7,9 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import compaction, manifest, table
-from pipeline.dataset import CodeTable
-from pipeline.table import BadTable
+from pipeline.archive import compaction, manifest, table
+from pipeline.archive.table import BadTable
+from pipeline.codes.by_number import CodeTable
 from tests.code_archives import make
 
 GRIDS = ((2, 2), (3, 2))

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline import manifest
-from pipeline.dataset import (
+from pipeline.archive import manifest
+from pipeline.archive.table import BadTable, write_listing
+from pipeline.codes.by_number import (
     CodeTable,
     DatasetError,
     MissingColumn,
@@ -23,8 +24,7 @@ from pipeline.dataset import (
     NoCodes,
 )
 from pipeline.plan import PlanMismatch, Status
-from pipeline.storage import NotFound, Store
-from pipeline.table import BadTable, write_listing
+from pipeline.store.storage import NotFound, Store
 from tests.code_archives import make
 
 GRIDS = ((2, 2), (3, 2), (1, 4))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import commit, decoder, images, table
+from pipeline.archive import commit, table
+from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, Status
-from pipeline.table import BadTable, Row
+from pipeline.work import decoder, images
 from pqmim.checkpoint import CheckpointError
 from pqmim.codec import Codec
 from tests.archives import Archive, encoded, shard

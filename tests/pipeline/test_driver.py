@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commit, driver, policy
-from pipeline.fleet import IN_FLIGHT, Down, Event, Returned, Up
+from pipeline.archive import commit
+from pipeline.driver import policy
+from pipeline.driver import run as driver
+from pipeline.driver.fleet import IN_FLIGHT, Down, Event, Returned, Up
+from pipeline.driver.pace import Limits, Pace
+from pipeline.driver.report import Progress
 from pipeline.plan import ShardFailure, ShardResult, ShardSpec
-from pipeline.report import Progress
-from pipeline.storage import Store
-from pipeline.watch import Limits, Pace
+from pipeline.store.storage import Store
 
 Act = tuple[float, str]  # seconds, then: ok, die, node (dies with it), or a kind of failure
 NEVER = 1e12  # seconds

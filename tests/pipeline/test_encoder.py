@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import commit, table
-from pipeline.encoder import Batcher, Ready, encode_shard
+from pipeline.archive import commit, table
+from pipeline.archive.table import Row
 from pipeline.plan import STORES, Plan, PlanMismatch, ShardResult, ShardSpec, Status
-from pipeline.replica import Replica
-from pipeline.storage import Store
-from pipeline.table import Row
+from pipeline.store.storage import Store
+from pipeline.work.encoder import Batcher, Ready, encode_shard
+from pipeline.work.replica import Replica
 from tests.corpus import bomb_png, jpeg, make_tar, png
 from tests.models import tiny_codec
 from tests.photos import SHARDS
@@ -215,7 +215,7 @@ def test_waiting_pixels_are_bounded_however_many_shapes_there_are():
 
 
 def test_out_of_memory_halves_the_batch_once(monkeypatch):
-    from pipeline import replica
+    from pipeline.work import replica
 
     sizes = []
 

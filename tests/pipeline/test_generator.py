@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import commit, table
-from pipeline.generator import Request, generate_rows, generate_shard, key_of, seed_of
+from pipeline.archive import commit, table
+from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardSpec, Status, listing_digest
-from pipeline.replica import Clock, Replica
-from pipeline.storage import Store
-from pipeline.table import BadTable, Row
+from pipeline.store.storage import Store
+from pipeline.work.generator import Request, generate_rows, generate_shard, key_of, seed_of
+from pipeline.work.replica import Clock, Replica
 from pqmim.codec import NoPriorError
 from tests.models import tiny_codec
 

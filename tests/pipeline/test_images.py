@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipeline import images
-from pipeline.images import BadImage, Picture, decode
 from pipeline.plan import Plan, Status
+from pipeline.work import images
+from pipeline.work.images import BadImage, Picture, decode
 from tests.corpus import ARITHMETIC_JPEG, bomb_png, encode, jpeg, picture, pixels, png, webp
 
 PLAN = Plan(model="m", quality=1, stride=16, codewords=256, inputs=1, inputs_digest="d", min_side=1)
@@ -382,7 +382,7 @@ import sys
 sys.path.insert(0, {root!r})
 from tests.corpus import *
 from tests.pipeline.test_images import plan
-from pipeline.images import BadImage, decode
+from pipeline.work.images import BadImage, decode
 exif = jpeg(70, 40, exif_orientation=6)
 at = exif.index(b"Exif")
 tiff = encode(picture(70, 40), "TIFF", compression="tiff_lzw")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import pages
+from pipeline.codes import pages
 
 values = st.lists(st.none() | st.binary(max_size=40), min_size=1, max_size=200)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.patterns import braces, glob_regex, static_prefix
+from pipeline.store.patterns import braces, glob_regex, static_prefix
 
 
 @pytest.mark.parametrize(

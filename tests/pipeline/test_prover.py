@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import commit, images, proofs, prover, storage, table, verify
+from pipeline.archive import commit, table
+from pipeline.archive.table import Row
 from pipeline.plan import Status
-from pipeline.prover import Prover
-from pipeline.storage import Store, TransientStorage
-from pipeline.table import Row
-from pipeline.verdict import Quality, Report, Verdict
+from pipeline.proof import pictures, prover, tables
+from pipeline.proof.prover import Prover
+from pipeline.proof.verdict import Quality, Report, Verdict
+from pipeline.store import storage
+from pipeline.store.storage import Store, TransientStorage
+from pipeline.work import images
 from pqmim import checkpoint
 from tests.archives import Archive, encoded, shard
 from tests.corpus import header_offsets, jpeg, make_tar, png
@@ -79,7 +82,7 @@ def prove(archive: Archive, accept: bool = False, **changes: Any) -> Report:
     report = Report(
         archive.plan, len(archive.specs), bool(checks["full"] and checks["sources"]), accept
     )
-    report.archive += verify.check_archive(*arguments, archive.specs)
+    report.archive += tables.check_archive(*arguments, archive.specs)
     for spec in archive.specs:
         work(spec, archive.plan, archive.store, archive.replica)
         found = prover.read_record(*arguments, spec, work)
@@ -372,11 +375,11 @@ def test_pictures_of_other_sources_are_found_by_their_psnr(tmp_path: Path) -> No
 
 def test_a_share_is_fixed_by_the_shard_and_never_empty() -> None:
     for count, fraction, size in ((100, 0.1, 10), (100, 1e-6, 1), (3, 1.0, 3), (0, 0.5, 0)):
-        chosen = proofs.share("a", count, fraction)
+        chosen = pictures.share("a", count, fraction)
         assert len(chosen) == len(set(chosen)) == size and set(chosen) <= set(range(count))
-        assert chosen == proofs.share("a", count, fraction)
-    assert proofs.share("a", 100, 0.1) != proofs.share("b", 100, 0.1)
-    assert set(proofs.share("a", 100, 0.1)) < set(proofs.share("a", 100, 0.2))
+        assert chosen == pictures.share("a", count, fraction)
+    assert pictures.share("a", 100, 0.1) != pictures.share("b", 100, 0.1)
+    assert set(pictures.share("a", 100, 0.1)) < set(pictures.share("a", 100, 0.2))
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 2), (1.0, 4)])
@@ -392,7 +395,7 @@ def test_a_fraction_decodes_that_share_of_every_shard(
 
 
 def test_a_fraction_finds_the_damage_that_lies_in_it(archive: Archive) -> None:
-    for i in proofs.share(archive.specs[0].shard_id, IMAGES, 0.25):
+    for i in pictures.share(archive.specs[0].shard_id, IMAGES, 0.25):
         change_row(i, crc32=1)(archive)
     assert "do not have their crc32" in prove(archive, full=False, fraction=0.25).total.problems[0]
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.readahead import ByteBudget, read_ahead
+from pipeline.work.readahead import ByteBudget, read_ahead
 
 
 def run(source, prepare, limit=100, threads=3, after=lambda r: 10):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commit, resume
-from pipeline.encoder import encode_shard
+from pipeline.archive import commit, resume
+from pipeline.archive.table import BadTable
 from pipeline.plan import ShardSpec
-from pipeline.storage import Store
-from pipeline.table import BadTable
+from pipeline.store.storage import Store
+from pipeline.work.encoder import encode_shard
 from tests import archives
 from tests.corpus import jpeg, make_tar
 

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import sampler
-from pipeline.sampler import Cursor
+from pipeline.codes import sampler
+from pipeline.codes.sampler import Cursor
 
 counts = st.lists(st.integers(0, 5), max_size=40)
 small = st.integers(1, 8)

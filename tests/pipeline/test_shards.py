@@ -12,7 +12,7 @@ import webdataset as wds
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards import ShardReader
+from pipeline.tars.samples import ShardReader
 from tests.corpus import BLOCK, make_tar
 from tests.tars import OneWay, add, as_dict, healthy, read
 

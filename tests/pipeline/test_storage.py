@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import faults, inputs, storage
-from pipeline import s3 as s3_backend
-from pipeline.storage import (
+from pipeline.store import errors, inputs, storage
+from pipeline.store import s3 as s3_backend
+from pipeline.store.storage import (
     AccessDenied,
     NotFound,
     NotWritable,
@@ -30,8 +30,8 @@ from tests.faulty import FaultyS3, faulty_s3
 
 @pytest.fixture(autouse=True)
 def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(faults, "ATTEMPTS", 4)
+    monkeypatch.setattr(errors, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(errors, "ATTEMPTS", 4)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_read_that_keeps_failing_is_transient_after_bounded_attempts(
         proxy.rules = [("GET", "a.tar", "cut")] * 10
         with pytest.raises(TransientStorage, match="a.tar"):
             stream.read(10)
-    assert len(proxy.rules) == 10 - faults.ATTEMPTS
+    assert len(proxy.rules) == 10 - errors.ATTEMPTS
 
 
 def test_a_source_replaced_while_it_is_read_is_an_error(
@@ -404,7 +404,7 @@ def test_missing_credentials_are_named(
     ],
 )
 def test_errors_of_the_system_are_sorted(error: OSError, expected: type[StorageError]) -> None:
-    found = faults.classify(error, "s3://b/x")
+    found = errors.classify(error, "s3://b/x")
     assert type(found) is expected and str(found).startswith("s3://b/x: ")
 
 

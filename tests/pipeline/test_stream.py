@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline import manifest
-from pipeline.dataset import (
+from pipeline.archive import manifest
+from pipeline.archive.table import BadTable
+from pipeline.codes.by_number import (
     CodeStream,
     MissingColumn,
     MissingManifest,
@@ -26,7 +27,6 @@ from pipeline.dataset import (
     NotHere,
     StateMismatch,
 )
-from pipeline.table import BadTable
 from tests.code_archives import make
 
 ROOT = Path(__file__).parents[2]
@@ -248,7 +248,7 @@ FOOTERS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pipeline import manifest
-from pipeline.storage import Store
+from pipeline.store.storage import Store
 found = manifest.read(Store(sys.argv[1]))
 for _ in range(40):
     manifest.Manifest._metadata.cache_clear()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import CodeStream
+from pipeline.codes.by_number import CodeStream
 from tests.code_archives import make
 
 GRIDS = ((2, 2), (1, 4))

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import table
+from pipeline.archive import table
+from pipeline.archive.table import Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status
-from pipeline.table import Row
 
 PLAN = Plan(model="f" * 64, quality=4, stride=16, codewords=16, inputs=1, inputs_digest="d",
             keep=("txt", "json.label:int32"))  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards import MAX_DAMAGE, ShardReader
+from pipeline.tars.samples import MAX_DAMAGE, ShardReader
 from tests.corpus import BLOCK, header_offsets, make_tar, samples
 from tests.tars import OneWay, as_dict, grouped, healthy, read
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commit, table
+from pipeline.archive import commit, table
+from pipeline.archive.table import BadTable, Row
 from pipeline.plan import STORES, PlanMismatch
-from pipeline.replica import Clock
-from pipeline.storage import Store
-from pipeline.table import BadTable, Row
-from pipeline.transcoder import Transcoder, transcode_rows
+from pipeline.store.storage import Store
+from pipeline.work.replica import Clock
+from pipeline.work.transcoder import Transcoder, transcode_rows
 from tests.archives import Archive, encoded, shard
 from tests.models import tiny_bytes
 

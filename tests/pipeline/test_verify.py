@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import commit, sampled, table, verify
+from pipeline.archive import commit, table
+from pipeline.archive.table import Row
 from pipeline.plan import Status
-from pipeline.table import Row
-from pipeline.verdict import MAX_SHARD_PROBLEMS, Report, Verdict
+from pipeline.proof import sampled
+from pipeline.proof import tables as verify
+from pipeline.proof.verdict import MAX_SHARD_PROBLEMS, Report, Verdict
 from tests.archives import Archive, encoded, shard
 from tests.corpus import jpeg, make_tar
 

@@ -15,9 +15,10 @@ import json
 import numpy as np
 import torch
 
-from pqmim import code_stream, entropy, integer
-from pqmim.prior import Prior
-from pqmim.prior_config import PriorConfig
+from pqmim.coding import payloads
+from pqmim.prior import frequencies, tensors
+from pqmim.prior.config import PriorConfig
+from pqmim.training.network import Prior
 from tests.pqmim.exact_tools import TINY, UNCHAINED, centred, some_codes, tiny_checkpoint
 
 PLAN = (4, 2)
@@ -43,20 +44,20 @@ def windows(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def all_logits(model: integer.Model | Prior, rows: torch.Tensor) -> list[torch.Tensor]:
+def all_logits(model: tensors.Model | Prior, rows: torch.Tensor) -> list[torch.Tensor]:
     """Of every part."""
     config = model.config
     return [
-        model.logits(rows, part, integer.probe_before(config, part, rows))
+        model.logits(rows, part, tensors.probe_before(config, part, rows))
         for part in range(config.subcodes // config.together)
     ]
 
 
-def integer_tables(model: integer.Model) -> list[np.ndarray]:
+def integer_tables(model: tensors.Model) -> list[np.ndarray]:
     """Logits and weights of all positions of both windows, 0.9 M of each."""
     tokens, present = windows(2)
     logits = all_logits(model, model.hidden(tokens, present)[present.reshape(2, -1)])
-    return [x.numpy() for x in logits] + [entropy.weights(x).numpy() for x in logits]
+    return [x.numpy() for x in logits] + [frequencies.weights(x).numpy() for x in logits]
 
 
 def float_tables() -> list[np.ndarray]:
@@ -86,12 +87,12 @@ def report() -> dict[str, str]:
 def of_model(config: PriorConfig) -> dict[str, str]:
     """What a model of this shape gives."""
     checkpoint = tiny_checkpoint(config)
-    model = integer.load(checkpoint, torch.device("cpu"))
+    model = tensors.load(checkpoint, torch.device("cpu"))
     codes = some_codes(19, 35, 6, 3)
-    payload = code_stream.code_image(model, codes, PLAN)
-    decoded = code_stream.decode_image(model, payload, codes.shape, PLAN)
+    payload = payloads.code_image(model, codes, PLAN)
+    decoded = payloads.decode_image(model, payload, codes.shape, PLAN)
     engines = {
-        "float32": integer.Engine(checkpoint, torch.device("cpu"), int8=False),
+        "float32": tensors.Engine(checkpoint, torch.device("cpu"), int8=False),
         "loaded": model,
     }
     return {

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim import integer, oracle, prior_checkpoint
-from pqmim.prior_config import PriorConfig
+from pqmim.prior import integers, oracle, tensors
+from pqmim.prior.config import PriorConfig
 
 TINY = PriorConfig(
     subcodes=8, codewords=256, group=4, dims=32, heads=4, hidden=64, local=(True, False)
@@ -31,10 +31,10 @@ def centred(shape: tuple[int, ...], limit: int, seed: int) -> NDArray[np.int64]:
     return (lcg(int(np.prod(shape)), seed) % (2 * limit + 1) - limit).reshape(shape)
 
 
-def tiny_arrays(config: PriorConfig = TINY) -> prior_checkpoint.Arrays:
+def tiny_arrays(config: PriorConfig = TINY) -> integers.Arrays:
     """Weights over the full range with shifts that keep the signals alive."""
-    arrays: prior_checkpoint.Arrays = {}
-    for seed, (name, (shape, dtype)) in enumerate(prior_checkpoint.tensor_types(config).items(), 1):
+    arrays: integers.Arrays = {}
+    for seed, (name, (shape, dtype)) in enumerate(integers.tensor_types(config).items(), 1):
         if dtype == "int16":
             values = centred(shape, 400, seed)
         elif name.endswith("weight"):
@@ -52,13 +52,11 @@ def tiny_arrays(config: PriorConfig = TINY) -> prior_checkpoint.Arrays:
     return arrays
 
 
-def tiny_checkpoint(config: PriorConfig = TINY) -> prior_checkpoint.Checkpoint:
+def tiny_checkpoint(config: PriorConfig = TINY) -> integers.Checkpoint:
     """Proven, with the test vector's hash from the oracle."""
     arrays = tiny_arrays(config)
-    prior_checkpoint.prove(config, arrays)
-    return prior_checkpoint.Checkpoint(
-        config, arrays, integer.probe_sha256(integer.Oracle(config, arrays))
-    )
+    integers.prove(config, arrays)
+    return integers.Checkpoint(config, arrays, tensors.probe_sha256(tensors.Oracle(config, arrays)))
 
 
 def some_codes(height: int, width: int, subcodes: int, seed: int) -> NDArray[np.uint8]:
@@ -68,7 +66,7 @@ def some_codes(height: int, width: int, subcodes: int, seed: int) -> NDArray[np.
 
 
 def compare_with_oracle(
-    model: integer.Model, arrays: prior_checkpoint.Arrays, tokens: Tensor, present: Tensor
+    model: tensors.Model, arrays: integers.Arrays, tokens: Tensor, present: Tensor
 ) -> int:
     """Hidden states and logits of every position that is present; how many logits."""
     config, hidden, compared = model.config, model.hidden(tokens, present), 0
@@ -77,7 +75,7 @@ def compare_with_oracle(
         rows = out[p.reshape(-1)]
         assert (rows.numpy() == wanted).all()
         for part in range(config.subcodes // config.together):
-            before = integer.probe_before(config, part, rows)
+            before = tensors.probe_before(config, part, rows)
             logits = oracle.logits(config, arrays, wanted, part, before.numpy())
             assert (model.logits(rows, part, before).numpy() == logits).all()
             compared += logits.size

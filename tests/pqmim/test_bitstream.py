@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqmim import bitstream, schedule
-from pqmim.bitstream import BitstreamError, Stream
+from pqmim.files import container
+from pqmim.files.container import BitstreamError, Stream
+from pqmim.prior import schedule
 
 STREAM = Stream(bytes(range(8)), 300, 70, 6, (4, 130), 5, b"\x01\x02\x03\x04")
 CODES = b"codes"
@@ -17,15 +18,15 @@ PLAN_BYTES = [*range(1, 17), *range(129, 138)]
 
 
 def test_the_header_is_these_24_bytes():
-    data = bitstream.pack(STREAM, CODES)
+    data = container.pack(STREAM, CODES)
     assert data[:20].hex() == "5051" + "01" + "0001020304050607" + "2c01" + "4600" + "05" + "04" + (
         "84" + "08" + "00"  # 4 | (2 + 32) << 6
     )
-    assert len(data) == 24 + 4 == bitstream.HEADER_BYTES + len(STREAM.payload)
+    assert len(data) == 24 + 4 == container.HEADER_BYTES + len(STREAM.payload)
 
 
 def test_a_stream_comes_back_with_its_checksum():
-    parsed = bitstream.parse(bitstream.pack(STREAM, CODES))
+    parsed = container.parse(container.pack(STREAM, CODES))
     assert dataclasses.replace(parsed, crc32=0) == STREAM
     assert parsed.checksum(CODES) == parsed.crc32
     assert parsed.checksum(b"other") != parsed.crc32
@@ -35,21 +36,21 @@ def test_a_stream_comes_back_with_its_checksum():
 
 @given(st.lists(st.sampled_from(PLAN_BYTES), min_size=1, max_size=4))
 def test_every_plan_comes_back(plan):
-    assert bitstream.unpack_plan(bitstream.pack_plan(plan)) == tuple(plan)
+    assert container.unpack_plan(container.pack_plan(plan)) == tuple(plan)
 
 
 @given(st.binary(min_size=3, max_size=3))
 def test_three_bytes_are_one_plan_or_an_error(data):
     try:
-        plan = bitstream.unpack_plan(data)
+        plan = container.unpack_plan(data)
     except BitstreamError:
         return
-    assert bitstream.pack_plan(plan) == data
+    assert container.pack_plan(plan) == data
     assert all(schedule.spatial_stages(byte) for byte in plan)
 
 
 def changed(offset: int, value: bytes) -> bytes:
-    data = bytearray(bitstream.pack(STREAM, CODES))
+    data = bytearray(container.pack(STREAM, CODES))
     data[offset : offset + len(value)] = value
     return bytes(data)
 
@@ -59,7 +60,7 @@ def changed(offset: int, value: bytes) -> bytes:
     [
         (b"", "cut off: 0 bytes"),
         (b"P", "cut off: 1 bytes"),
-        (bitstream.pack(STREAM, CODES)[:23], "cut off: 23 bytes"),
+        (container.pack(STREAM, CODES)[:23], "cut off: 23 bytes"),
         (b"\xff\xd8\xff\xe0", "not a .pqm file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a .pqm file"),
         (changed(2, b"\x09"), "version 9 of the format, this program reads 1, 2 and 3"),
@@ -73,7 +74,7 @@ def changed(offset: int, value: bytes) -> bytes:
 )
 def test_what_is_wrong_is_said(data, says):
     with pytest.raises(BitstreamError, match=says):
-        bitstream.parse(data)
+        container.parse(data)
 
 
 FINGERPRINT = bytes(range(32)).hex()
@@ -84,7 +85,7 @@ def check(stream: Stream, **changes: object) -> None:
         "fingerprint": FINGERPRINT, "grid": (19, 5), "alphabet": (8, 256, 4), "max_pixels": 21_000,
         **changes,
     }  # fmt: skip
-    bitstream.check(stream, **arguments)
+    container.check(stream, **arguments)
 
 
 def test_a_stream_of_this_model_passes():
@@ -120,32 +121,32 @@ def test_a_payload_too_short_for_its_size_is_refused_before_anything_is_allocate
 )  # fmt: skip
 def test_what_the_format_has_no_room_for_is_refused(change):
     with pytest.raises(ValueError, match="sides|quality|groups"):
-        bitstream.pack(dataclasses.replace(STREAM, **change), CODES)
+        container.pack(dataclasses.replace(STREAM, **change), CODES)
 
 
 SMALL = dataclasses.replace(
-    STREAM, model=bytes(range(3)), version=bitstream.COMPACT, rows=7, columns=200, plan=(2, 1),
+    STREAM, model=bytes(range(3)), version=container.COMPACT, rows=7, columns=200, plan=(2, 1),
     stages=3, payload=b"\x01\x02\x03",
 )  # fmt: skip
-LONG = dataclasses.replace(STREAM, version=bitstream.LONG, plan=(2, 1, 1, 1, 1, 1, 1, 130))
+LONG = dataclasses.replace(STREAM, version=container.LONG, plan=(2, 1, 1, 1, 1, 1, 1, 130))
 
 
 def test_a_compact_header_is_these_bytes():
-    data = bitstream.pack(SMALL, CODES)
+    data = container.pack(SMALL, CODES)
     check = SMALL.checksum(CODES).to_bytes(2, "little").hex()
     numbers = "ac02" + "46" + "07" + "c801" + "05" + "02" + "42"  # 2 | 1 << 6
     assert data.hex() == "5051" + "02" + "000102" + check + numbers + "010203"
 
 
 def test_a_long_plan_has_27_bytes_before_the_payload():
-    data = bitstream.pack(LONG, CODES)
+    data = container.pack(LONG, CODES)
     assert data[:3] == b"PQ\x03" and len(data) == 27 + len(LONG.payload)
-    assert bitstream.version_for(4) == 1 and bitstream.version_for(5) == 3
+    assert container.version_for(4) == 1 and container.version_for(5) == 3
 
 
 @pytest.mark.parametrize("stream", [SMALL, LONG])
 def test_the_other_versions_come_back_with_their_checksum(stream):
-    parsed = bitstream.parse(bitstream.pack(stream, CODES))
+    parsed = container.parse(container.pack(stream, CODES))
     assert dataclasses.replace(parsed, crc32=0) == stream
     assert parsed.checksum(CODES) == parsed.crc32 != parsed.checksum(b"other")
     for change in ({"height": 299}, {"stages": 2}, {"payload": b"\x01\x02\x03\x00"}):
@@ -154,14 +155,14 @@ def test_the_other_versions_come_back_with_their_checksum(stream):
 
 @given(st.integers(0, 2**49 - 1), st.binary(max_size=3))
 def test_numbers_come_back_in_their_shortest_form(value, rest):
-    data = bitstream.pack_number(value)
-    assert bitstream.unpack_number(data + rest, 0) == (value, len(data))
+    data = container.pack_number(value)
+    assert container.unpack_number(data + rest, 0) == (value, len(data))
     assert len(data) == max(1, -(-value.bit_length() // 7))
 
 
 def compact(**changes: bytes) -> bytes:
     """A compact file with the bytes from an offset replaced: ``at8=...``."""
-    data = bytearray(bitstream.pack(SMALL, CODES))
+    data = bytearray(container.pack(SMALL, CODES))
     for name, value in changes.items():
         data[int(name[2:]) : int(name[2:]) + len(value)] = value
     return bytes(data)
@@ -183,13 +184,13 @@ def compact(**changes: bytes) -> bytes:
 )
 def test_what_is_wrong_with_a_compact_file_is_said(data, says):
     with pytest.raises(BitstreamError, match=says):
-        bitstream.parse(data)
+        container.parse(data)
 
 
 @given(st.binary(max_size=30))
 def test_compact_noise_is_a_stream_or_an_error(noise):
     try:
-        stream = bitstream.parse(b"PQ\x02" + noise)
+        stream = container.parse(b"PQ\x02" + noise)
     except BitstreamError:
         return
     head = len(noise) + 3 - len(stream.payload)

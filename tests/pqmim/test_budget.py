@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from pqmim import bitstream, budget, entropy, files, filling
-from pqmim.autoencoder import PQVAE
-from pqmim.bitstream import BitstreamError
-from pqmim.budget import BudgetError
+from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec, NoPriorError
-from pqmim.completion import Rule
+from pqmim.completion import filling
+from pqmim.completion.draw import Rule
+from pqmim.files import budget, container, single
+from pqmim.files.budget import BudgetError
+from pqmim.files.container import BitstreamError
 from pqmim.metrics import psnr
+from pqmim.prior import frequencies
 from tests.models import TINY, TINY_PRIOR, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg, tiny_checkpoint
 
@@ -43,7 +45,7 @@ def smooth(height: int, width: int) -> torch.Tensor:
 def test_a_file_keeps_its_budget_and_shows_the_whole_image(size, limit):
     pixels = smooth(*size)
     choice = budget.search(codec(), pixels, limit)
-    assert len(choice.data) <= limit and choice.data[2] == bitstream.COMPACT
+    assert len(choice.data) <= limit and choice.data[2] == container.COMPACT
     assert codec().decompress(choice.data).shape == pixels.shape
     assert codec().compress_to(pixels, limit) == choice.data, "the same file every time"
     assert (choice.stream.height, choice.stream.width) == size
@@ -87,7 +89,7 @@ def compact(
 ) -> bytes:
     codes = (lcg(rows * columns * m, 1) % 16).reshape(rows, columns, m).astype(np.uint8)
     fixed = Codec(codec().model, "0123456789abcdef" * 4, prior=tiny_prior(chain=chain))
-    return files.compress_compact(fixed, codes, 200, 301, plan, stages)
+    return single.compress_compact(fixed, codes, 200, 301, plan, stages)
 
 
 def test_golden_bytes():
@@ -156,11 +158,11 @@ def test_the_shortest_payload_decodes_whatever_follows():
         ends = weights.cumsum(1)
         own = weights[np.arange(count), symbols]
         start = (ends[np.arange(count), symbols] - own + symbols).astype(np.int64)
-        short = entropy.encode_shortest(start, own.astype(np.int64) + 1)
-        words = entropy.encode_intervals(start, own.astype(np.int64) + 1)
+        short = frequencies.encode_shortest(start, own.astype(np.int64) + 1)
+        words = frequencies.encode_intervals(start, own.astype(np.int64) + 1)
         assert len(short) <= max(len(words), 1)
         for rest in (b"", b"\xff" * 9, b"\x00\xff" * 4):
-            decoder = entropy.Decoder(entropy.to_words(short + rest))
+            decoder = frequencies.Decoder(frequencies.to_words(short + rest))
             assert (decoder.decode(weights.astype(np.float32)) == symbols).all()
 
 

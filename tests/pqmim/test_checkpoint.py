@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pqmim import checkpoint
-from pqmim.autoencoder import PQVAE
-from pqmim.config import AutoencoderConfig, ConfigError
+from pqmim.autoencoder.config import AutoencoderConfig, ConfigError
+from pqmim.autoencoder.network import PQVAE
 from tests.models import TINY, tiny_bytes
 
 

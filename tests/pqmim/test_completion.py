@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqmim import completion, entropy, integer, masks, schedule
 from pqmim.codec import Codec, NoPriorError
-from pqmim.completion import CompletionError, Rule
+from pqmim.completion import draw, masks
+from pqmim.completion.draw import CompletionError, Rule
+from pqmim.prior import frequencies, schedule, tensors
 from tests.models import TINY_PRIOR, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg
 
@@ -57,7 +58,7 @@ def test_what_was_not_sent_is_not_looked_at():
 
 def test_all_known_costs_nothing_and_changes_nothing(monkeypatch):
     codes = grids(1)
-    monkeypatch.setattr(completion, "_take", None)
+    monkeypatch.setattr(draw, "_take", None)
     assert torch.equal(codec().complete(codes, torch.ones_like(codes, dtype=torch.bool)), codes)
 
 
@@ -84,15 +85,15 @@ def test_the_number_of_threads_does_not_matter():
 
 
 def test_the_oracle_completes_to_the_same_codes():
-    oracle = integer.Oracle(TINY_PRIOR, tiny_prior().arrays)
+    oracle = tensors.Oracle(TINY_PRIOR, tiny_prior().arrays)
     codes = grids(1, 5, 4).numpy()
     known = np.random.default_rng(0).random(codes.shape) < 0.3
     prior = codec().prior
-    assert prior is not None and not isinstance(prior, integer.Oracle)
+    assert prior is not None and not isinstance(prior, tensors.Oracle)
     for temperature in (0.0, 0.7, 1.0):
         rule = Rule(3, temperature, 5)
-        ours = completion.complete(prior, codes, known, rule)
-        assert (ours == completion.complete(oracle, codes, known, rule)).all()
+        ours = draw.complete(prior, codes, known, rule)
+        assert (ours == draw.complete(oracle, codes, known, rule)).all()
 
 
 @pytest.mark.gpu
@@ -121,30 +122,28 @@ def test_golden_codes(chain):
     none = torch.zeros_like(codes, dtype=torch.bool)
     fixed = Codec(codec().model, codec().fingerprint, prior=tiny_prior(chain=chain))
     got = fixed.complete(codes, none, steps=2, seed=1).flatten().tolist()
-    assert completion.points(completion.position_streams(1, 1, 2)[0], slice(0, 2)).tolist() == (
-        GOLDEN_POINTS
-    )
+    assert draw.points(draw.position_streams(1, 1, 2)[0], slice(0, 2)).tolist() == (GOLDEN_POINTS)
     assert got == GOLDEN_CODES[chain]
 
 
 def test_temperature_one_is_what_the_coder_uses_and_zero_the_first_of_the_best():
     logits = torch.tensor([[[5.0, 9.0, 9.0, -300.0]]])
-    coder = entropy.weights(logits.double()) + 1
-    assert torch.equal(completion.frequencies(logits, 256), coder)
+    coder = frequencies.weights(logits.double()) + 1
+    assert torch.equal(draw.frequencies(logits, 256), coder)
     ends = coder.cumsum(-1).flatten().tolist()
     for symbol, end in enumerate(ends):
         at = torch.tensor([[int(end) - 1]])
-        assert completion.draw(logits, 256, at).item() == symbol
-    assert completion.draw(logits, 0, torch.tensor([[2**24 - 1]])).item() == 1
-    hot = completion.frequencies(logits, 4096)
+        assert draw.draw(logits, 256, at).item() == symbol
+    assert draw.draw(logits, 0, torch.tensor([[2**24 - 1]])).item() == 1
+    hot = draw.frequencies(logits, 4096)
     assert hot.sum() == 2**24 and hot[0, 0, 3] > coder[0, 0, 3]
 
 
 def test_draws_follow_the_frequencies():
-    streams = completion.position_streams(9, 100, 100).reshape(-1)
-    at = torch.from_numpy(completion.points(streams, slice(0, 2)))
+    streams = draw.position_streams(9, 100, 100).reshape(-1)
+    at = torch.from_numpy(draw.points(streams, slice(0, 2)))
     logits = torch.tensor([64.0, 32.0, 0.0, 0.0]).expand(len(at), 2, 4)  # 1, 1/2, 1/4, 1/4
-    drawn = completion.draw(logits, 256, at)
+    drawn = draw.draw(logits, 256, at)
     share = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
     assert (share - torch.tensor([4, 2, 1, 1]) / 8).abs().max() < 0.02
     assert abs(float(torch.corrcoef(drawn.T.double())[0, 1])) < 0.05
@@ -152,7 +151,7 @@ def test_draws_follow_the_frequencies():
 
 def test_the_turns_cover_what_is_missing_in_bayer_order():
     missing = np.random.default_rng(0).random((3, 16, 16)) < 0.4
-    turns = completion._turns(missing, 4)
+    turns = draw._turns(missing, 4)
     assert ((turns >= 0) == missing).all() and turns.max() == 3
     ranks = schedule.bayer_ranks()
     for window, mask in zip(turns, missing, strict=True):
@@ -166,10 +165,10 @@ def test_the_mean_is_the_expectation_of_the_first_group():
     codes, none = grids(1, 2, 2), np.zeros((1, 2, 2, 4), bool)
     prior, book = codec().prior, codec().model.quantizer.codebook
     assert prior is not None
-    means = completion.expected(prior, codes.numpy(), none, book)
+    means = draw.expected(prior, codes.numpy(), none, book)
     images, empty = codes.expand(300, -1, -1, -1).numpy(), np.repeat(none, 300, 0)
     rule = Rule(1, 1.0, tuple(range(300)))
-    drawn = torch.from_numpy(completion.complete(prior, images, empty, rule)).long()
+    drawn = torch.from_numpy(draw.complete(prior, images, empty, rule)).long()
     sample = book[0][drawn[..., 0]]  # the next ones lean on the most probable one here
     error = (sample.mean(0) - torch.from_numpy(means[0, :, :, 0])).abs()
     assert (error < 5 * sample.std(0) / 300**0.5).all()

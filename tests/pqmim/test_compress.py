@@ -18,10 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqmim import checkpoint, exact, integer
-from pqmim.bitstream import HEADER_BYTES, BitstreamError
+from pqmim import checkpoint
 from pqmim.codec import Codec, NoPriorError
-from pqmim.entropy import PayloadError
+from pqmim.files.container import HEADER_BYTES, BitstreamError
+from pqmim.prior import exact, tensors
+from pqmim.prior.frequencies import PayloadError
 from tests import fuzz_bitstream
 from tests.models import tiny_bytes, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg
@@ -220,8 +221,8 @@ def test_compress_refuses_what_it_cannot_mean(arguments, says):
 
 def test_the_prior_is_loaded_once_by_many_threads(monkeypatch):
     loads = []
-    load = integer.load
-    monkeypatch.setattr(integer, "load", lambda *args: loads.append(1) or load(*args))
+    load = tensors.load
+    monkeypatch.setattr(tensors, "load", lambda *args: loads.append(1) or load(*args))
     fresh = tiny_codec(prior=True)
     assert not loads, "loaded at first use"
     data = small()[0]
@@ -234,11 +235,11 @@ def test_the_prior_is_loaded_once_by_many_threads(monkeypatch):
 def test_a_machine_that_computes_wrongly_falls_back_to_the_oracle(monkeypatch, caplog):
     norm = exact.norm
     monkeypatch.setattr(exact, "norm", lambda x: norm(x) + (x > 300))
-    slower = functools.partial(integer.Engine, device=torch.device("cpu"), int8=False)
-    monkeypatch.setattr(integer, "fused_engine", slower)  # which has a norm of its own
+    slower = functools.partial(tensors.Engine, device=torch.device("cpu"), int8=False)
+    monkeypatch.setattr(tensors, "fused_engine", slower)  # which has a norm of its own
     fresh = tiny_codec(prior=True)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(fresh.prior, integer.Oracle)
+        assert isinstance(fresh.prior, tensors.Oracle)
     assert "falling back to the int64 oracle" in caplog.text
     assert torch.equal(fresh.decompress(small()[0]), small()[1])
 

@@ -191,7 +191,7 @@ def test_rates_count_the_container_and_bound_static_tables(folder):
 
 
 def test_a_float_prior_that_knows_nothing_needs_every_bit_of_a_code(folder, tmp_path, weights):
-    from pqmim.prior import Prior
+    from pqmim.training.network import Prior
 
     prior = Prior(TINY_PRIOR)
     with torch.no_grad():

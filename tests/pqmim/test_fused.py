@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import pqmim
-from pqmim import code_stream, entropy, exact, integer, oracle, prior_checkpoint
-from pqmim.prior_config import PriorConfig
+from pqmim.coding import payloads
+from pqmim.prior import exact, frequencies, integers, oracle, tensors
+from pqmim.prior.config import PriorConfig
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import (
     TINY,
@@ -26,7 +27,7 @@ from tests.pqmim.exact_tools import (
     tiny_checkpoint,
 )
 
-fused = pytest.importorskip("pqmim.fused", reason="no numba")
+fused = pytest.importorskip("pqmim.prior.fused", reason="no numba")
 kernels = fused.kernels
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ ODD = PriorConfig(
 
 
 @pytest.fixture(scope="module", params=[TINY, ODD, UNCHAINED], ids=["tiny", "odd", "unchained"])
-def checkpoint(request: pytest.FixtureRequest) -> prior_checkpoint.Checkpoint:
+def checkpoint(request: pytest.FixtureRequest) -> integers.Checkpoint:
     return tiny_checkpoint(request.param)
 
 
@@ -52,10 +53,10 @@ def some_windows(config: PriorConfig, batch: int) -> tuple[torch.Tensor, torch.T
 
 @pytest.mark.parametrize("int8", [True, False])
 def test_hidden_states_and_logits_equal_the_oracle(
-    checkpoint: prior_checkpoint.Checkpoint, int8: bool
+    checkpoint: integers.Checkpoint, int8: bool
 ) -> None:
     config = checkpoint.config
-    if int8 and not integer.int8_is_exact(64, 32, CPU):
+    if int8 and not tensors.int8_is_exact(64, 32, CPU):
         pytest.skip("this CPU's int8 kernels are not exact")
     model = fused.Fused(checkpoint, int8=int8)
     tokens, present = some_windows(config, 2)
@@ -63,18 +64,16 @@ def test_hidden_states_and_logits_equal_the_oracle(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.004, 0.3, 1.0])
-def test_rows_asked_for_are_those_of_all(
-    checkpoint: prior_checkpoint.Checkpoint, share: float
-) -> None:
+def test_rows_asked_for_are_those_of_all(checkpoint: integers.Checkpoint, share: float) -> None:
     model = fused.load(checkpoint)
     tokens, present = some_windows(checkpoint.config, 3)
     cells = present & torch.from_numpy(np.random.default_rng(0).random((3, 16, 16)) < share)
-    wanted = integer.Engine(checkpoint, CPU, int8=False).hidden(tokens, present)
+    wanted = tensors.Engine(checkpoint, CPU, int8=False).hidden(tokens, present)
     rows = model.rows(tokens, present, cells)
     assert torch.equal(rows.float(), wanted.flatten(0, 1)[cells.reshape(-1)])
 
 
-def saturated(seed: int) -> prior_checkpoint.Arrays:
+def saturated(seed: int) -> integers.Arrays:
     arrays = tiny_arrays()
     for name, a in arrays.items():
         if name.endswith("weight"):
@@ -93,10 +92,10 @@ def saturated(seed: int) -> prior_checkpoint.Arrays:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_saturated_models_equal_the_oracle(seed: int) -> None:
     arrays = saturated(seed)
-    prior_checkpoint.prove(TINY, arrays)
-    want = integer.probe_sha256(integer.Oracle(TINY, arrays))
-    model = fused.load(prior_checkpoint.Checkpoint(TINY, arrays, want))
-    assert integer.probe_sha256(model) == want
+    integers.prove(TINY, arrays)
+    want = tensors.probe_sha256(tensors.Oracle(TINY, arrays))
+    model = fused.load(integers.Checkpoint(TINY, arrays, want))
+    assert tensors.probe_sha256(model) == want
 
 
 @pytest.mark.parametrize("dims", [8, 128, 1000, 1024])
@@ -127,7 +126,7 @@ def test_means_of_values_are_floors_of_exact_fractions() -> None:
 @pytest.mark.parametrize("codewords", [3, 17, 256])
 def test_frequencies_equal_the_oracle(spread: int, codewords: int) -> None:
     sums = centred((6, 2 * codewords), spread, spread + codewords)
-    table = np.array(entropy.exponential_table(), np.int32)
+    table = np.array(frequencies.exponential_table(), np.int32)
     zero = np.zeros(2 * codewords, np.int32)
     out = np.empty((12, codewords), np.float32)
     kernels.frequencies(sums.astype(np.int32), zero, zero, codewords, table, out)
@@ -138,15 +137,15 @@ def test_frequencies_equal_the_oracle(spread: int, codewords: int) -> None:
 def test_choices_and_intervals_equal_the_tensor_form() -> None:
     model = fused.load(tiny_checkpoint(TINY))
     logits = torch.from_numpy(centred((50, 3, 256), 300, 5)).to(torch.float32)
-    weights = entropy.weights(logits)
+    weights = frequencies.weights(logits)
     error = torch.from_numpy(centred((3, 50, 256), 60, 6)).to(torch.float32)  # with equal ones
     scale = torch.tensor([0.0, 0.1, 30.0])
-    wanted = entropy.cheapest(error.clone(), scale, weights)
+    wanted = frequencies.cheapest(error.clone(), scale, weights)
     codes = model.cheapest(error, scale, weights.float())
     assert torch.equal(codes, wanted) and len(codes.unique()) > 20
     flat, symbols = weights.flatten(0, 1), codes.reshape(-1)
     for mine, theirs in zip(
-        model.intervals(flat.float(), symbols), entropy.intervals(flat, symbols), strict=True
+        model.intervals(flat.float(), symbols), frequencies.intervals(flat, symbols), strict=True
     ):
         assert torch.equal(mine, theirs)
 
@@ -159,12 +158,12 @@ def test_payloads_are_the_tensor_engine_s_and_each_reads_the_other(
     height: int, width: int, subcodes: int, plan: tuple[int, ...]
 ) -> None:
     checkpoint = tiny_checkpoint(TINY)
-    model, plain = fused.load(checkpoint), integer.Engine(checkpoint, CPU, int8=False)
+    model, plain = fused.load(checkpoint), tensors.Engine(checkpoint, CPU, int8=False)
     codes = some_codes(height, width, subcodes, seed=height)
-    payload = code_stream.code_image(model, codes, plan)
-    assert payload == code_stream.code_image(plain, codes, plan)
+    payload = payloads.code_image(model, codes, plan)
+    assert payload == payloads.code_image(plain, codes, plan)
     for engine in (model, plain):
-        assert (code_stream.decode_image(engine, payload, codes.shape, plan) == codes).all()
+        assert (payloads.decode_image(engine, payload, codes.shape, plan) == codes).all()
 
 
 def test_threads_side_by_side_give_the_same() -> None:
@@ -177,19 +176,19 @@ def test_threads_side_by_side_give_the_same() -> None:
 
 
 def test_loading_takes_the_compiled_engine() -> None:
-    assert isinstance(integer.load(tiny_checkpoint(TINY), CPU), fused.Fused)
+    assert isinstance(tensors.load(tiny_checkpoint(TINY), CPU), fused.Fused)
 
 
 def test_without_numba_the_tensor_engine_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("fused", "fused_kernels"):
-        monkeypatch.delitem(sys.modules, f"pqmim.{name}")
-        monkeypatch.delattr(pqmim, name)
+    for name in ("fused", "kernels"):
+        monkeypatch.delitem(sys.modules, f"pqmim.prior.{name}")
+        monkeypatch.delattr(pqmim.prior, name)
     with caplog.at_level(logging.INFO):
-        model = integer.load(tiny_checkpoint(TINY), CPU)
-    assert isinstance(model, integer.Engine) and "for want of numba" in caplog.text
+        model = tensors.load(tiny_checkpoint(TINY), CPU)
+    assert isinstance(model, tensors.Engine) and "for want of numba" in caplog.text
 
 
 def test_a_compiled_engine_that_computes_wrongly_is_replaced(
@@ -201,8 +200,8 @@ def test_a_compiled_engine_that_computes_wrongly_is_replaced(
         right(total, bias + 300, shift, out)
 
     monkeypatch.setattr(kernels, "requantise", wrong)
-    model = integer.load(tiny_checkpoint(TINY), CPU)
-    assert isinstance(model, integer.Engine)
+    model = tensors.load(tiny_checkpoint(TINY), CPU)
+    assert isinstance(model, tensors.Engine)
     assert "wrong test vector on cpu (compiled)" in caplog.text
 
 
@@ -212,10 +211,10 @@ def test_loops_that_do_not_compile_or_differ_are_reported(
     broken = kernels.compiled(lambda x, gain, out: x.no_such_attribute)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "norm", broken)
-        assert isinstance(integer.load(tiny_checkpoint(TINY), CPU), integer.Engine)
+        assert isinstance(tensors.load(tiny_checkpoint(TINY), CPU), tensors.Engine)
         assert "do not compile" in caplog.text
     monkeypatch.setattr(kernels, "intervals", lambda rows, symbols, pair: pair.fill(1))
-    assert isinstance(integer.load(tiny_checkpoint(TINY), CPU), integer.Engine)
+    assert isinstance(tensors.load(tiny_checkpoint(TINY), CPU), tensors.Engine)
     assert "differ from the tensor form" in caplog.text
 
 
@@ -228,17 +227,17 @@ def test_a_function_that_cannot_be_cached_compiles_all_the_same() -> None:
 def test_windows_alike_before_the_first_stage_are_computed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = integer.Engine(tiny_checkpoint(TINY), CPU, int8=False)
+    model = tensors.Engine(tiny_checkpoint(TINY), CPU, int8=False)
     sizes, rows = [], model.rows
     monkeypatch.setattr(model, "rows", lambda t, p, c: sizes.append(len(t)) or rows(t, p, c))
-    code_stream.code_image(model, some_codes(16, 40, 4, 1), (2,))
+    payloads.code_image(model, some_codes(16, 40, 4, 1), (2,))
     assert sizes == [3, 2]  # of 4 and 2: two full windows and a cut one, twice
 
 
-def test_every_loop_is_compiled_once(checkpoint: prior_checkpoint.Checkpoint) -> None:
+def test_every_loop_is_compiled_once(checkpoint: integers.Checkpoint) -> None:
     model = fused.load(checkpoint)
     codes = np.minimum(some_codes(20, 35, 3, 1), checkpoint.config.codewords - 1)
-    assert code_stream.code_image(model, codes, (4,))
+    assert payloads.code_image(model, codes, (4,))
     loops = (kernels.embed, kernels.norm, kernels.add_norm, kernels.around, kernels.requantise,
              kernels.activate, kernels.attend, kernels.mix, kernels.frequencies,
              kernels.intervals, kernels.cheapest)  # fmt: skip

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from pqmim import code_stream, entropy, exact, integer, oracle, prior_checkpoint
-from pqmim.grid import Grid
-from pqmim.prior_config import PriorConfig
+from pqmim.coding import payloads
+from pqmim.coding.windows import Grid
+from pqmim.prior import exact, frequencies, integers, oracle
+from pqmim.prior import tensors as integer
+from pqmim.prior.config import PriorConfig
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import (
     TINY,
@@ -58,12 +60,12 @@ MODES: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> prior_checkpoint.Checkpoint:
+def checkpoint() -> integers.Checkpoint:
     return tiny_checkpoint()
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: prior_checkpoint.Checkpoint) -> integer.Engine:
+def engine(checkpoint: integers.Checkpoint) -> integer.Engine:
     return integer.Engine(checkpoint, CPU, int8=False)
 
 
@@ -104,7 +106,7 @@ def test_negative_control_the_float_form_differs_between_kernels(
 
 
 def test_engine_equals_the_oracle_on_a_million_logits(
-    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+    checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
     tokens, present = exact_harness.windows(3)
     assert compare_with_oracle(engine, checkpoint.arrays, tokens, present) > 1_000_000
@@ -149,14 +151,14 @@ def test_an_open_autocast_changes_nothing(engine: integer.Engine) -> None:
 
 
 def test_another_order_of_summation_changes_nothing(
-    checkpoint: prior_checkpoint.Checkpoint,
+    checkpoint: integers.Checkpoint,
 ) -> None:
     arrays = dict(checkpoint.arrays)
     d = np.random.default_rng(0).permutation(TINY.dims)
     f = np.random.default_rng(1).permutation(TINY.hidden)
     for name in ("codes", "row", "column", "chain"):
         arrays[name] = arrays[name][..., d]
-    for name in prior_checkpoint.layer_shapes(TINY):
+    for name in integers.layer_shapes(TINY):
         kind = name.rpartition(".")[2]
         weight = arrays[f"{name}.weight"]
         if kind in ("query_key_value", "up", "head"):
@@ -186,7 +188,7 @@ def in_float64(part: Any) -> Any:
 
 
 def test_float64_gives_the_same_integers(
-    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+    checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
     wide = integer.Engine(checkpoint, CPU, int8=False)
     wide.net = in_float64(wide.net)
@@ -210,7 +212,7 @@ def test_other_number_types_are_refused(engine: integer.Engine) -> None:
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("batch", [1, 8, 64])
 def test_a_gpu_gives_the_integers_of_the_cpu(
-    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine, batch: int, int8: bool,
+    checkpoint: integers.Checkpoint, engine: integer.Engine, batch: int, int8: bool,
     tf32: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
@@ -225,28 +227,28 @@ def test_a_gpu_gives_the_integers_of_the_cpu(
         logits = engine.logits(wanted[inside], part, before)
         found = gpu.logits(hidden[inside.cuda()], part, before.cuda())
         assert (found.cpu() == logits).all()
-        assert (entropy.weights(found).cpu() == entropy.weights(logits)).all()
+        assert (frequencies.weights(found).cpu() == frequencies.weights(logits)).all()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_writes_the_bytes_of_the_cpu_and_each_reads_the_other(
-    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+    checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
     gpu = integer.load(checkpoint, torch.device("cuda"))
     assert gpu.device.type == "cuda"
     codes = some_codes(40, 35, 8, 9)
-    payload = code_stream.code_image(gpu, codes, (4, 2))
-    assert payload == code_stream.code_image(engine, codes, (4, 2))
-    assert (code_stream.decode_image(engine, payload, codes.shape, (4, 2)) == codes).all()
-    assert (code_stream.decode_image(gpu, payload, codes.shape, (4, 2)) == codes).all()
+    payload = payloads.code_image(gpu, codes, (4, 2))
+    assert payload == payloads.code_image(engine, codes, (4, 2))
+    assert (payloads.decode_image(engine, payload, codes.shape, (4, 2)) == codes).all()
+    assert (payloads.decode_image(gpu, payload, codes.shape, (4, 2)) == codes).all()
 
 
 @pytest.mark.skipif(
     not integer.int8_is_exact(64, 32, CPU), reason="this CPU's int8 kernels are not exact"
 )
 def test_int8_kernels_that_pass_the_test_give_the_same_integers(
-    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+    checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
     fast = integer.Engine(checkpoint, CPU, int8=True)
     assert fast.net.blocks[0].down.bytes_in_out is not None
@@ -261,10 +263,10 @@ def test_sums_within_one_percent_of_the_bound_are_exact() -> None:
     signs = np.where(centred((16, inputs), 1, 3) >= 0, 127, -127)
     weight = np.concatenate([signs, np.full((1, inputs), 127)])
     x = np.concatenate([signs, np.full((1, inputs), 127)])
-    bias = np.full(17, prior_checkpoint.SUM_LIMIT - 1 - 127 * 127 * inputs)
-    prior_checkpoint.prove_layer("w", weight.astype(np.int8), bias, np.full(17, 3))
-    largest = prior_checkpoint.worst_sums(weight.astype(np.int8), bias).max()
-    assert largest > 0.99 * prior_checkpoint.SUM_LIMIT
+    bias = np.full(17, integers.SUM_LIMIT - 1 - 127 * 127 * inputs)
+    integers.prove_layer("w", weight.astype(np.int8), bias, np.full(17, 3))
+    largest = integers.worst_sums(weight.astype(np.int8), bias).max()
+    assert largest > 0.99 * integers.SUM_LIMIT
     layer = exact.Linear(
         torch.from_numpy(weight / 8).float(), torch.from_numpy(bias / 8).float(),
         torch.full((17,), 0.125), 2**22,
@@ -276,7 +278,7 @@ def test_sums_within_one_percent_of_the_bound_are_exact() -> None:
         layer.weight = torch.from_numpy(weight[:, order] / 8).float()
         got = exact.linear(layer, torch.from_numpy(x[:, order]).float())
         assert (got.numpy() == wanted).all()
-    assert wanted.max() == (prior_checkpoint.SUM_LIMIT - 1) >> 3
+    assert wanted.max() == (integers.SUM_LIMIT - 1) >> 3
 
 
 def test_a_saturated_model_equals_the_oracle() -> None:
@@ -286,15 +288,13 @@ def test_a_saturated_model_equals_the_oracle() -> None:
             a[:] = np.where(a >= 0, 127, -127)
         if name in ("codes", "row", "column"):
             a[:] = np.where(a >= 0, 32767, -32767)
-    prior_checkpoint.prove(TINY, arrays)
+    integers.prove(TINY, arrays)
     want = integer.probe_sha256(integer.Oracle(TINY, arrays))
-    model = integer.Engine(prior_checkpoint.Checkpoint(TINY, arrays, want), CPU, int8=False)
+    model = integer.Engine(integers.Checkpoint(TINY, arrays, want), CPU, int8=False)
     assert integer.probe_sha256(model) == want
 
 
-def damaged(
-    checkpoint: prior_checkpoint.Checkpoint, name: str, value: int
-) -> prior_checkpoint.Arrays:
+def damaged(checkpoint: integers.Checkpoint, name: str, value: int) -> integers.Arrays:
     arrays = {k: v.copy() for k, v in checkpoint.arrays.items()}
     arrays[name].reshape(-1)[0] = value
     return arrays
@@ -303,8 +303,8 @@ def damaged(
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("blocks.0.up.bias", prior_checkpoint.SUM_LIMIT - 1, "row 0: sums may reach"),
-        ("blocks.0.up.bias", -prior_checkpoint.SUM_LIMIT, "row 0: sums may reach"),
+        ("blocks.0.up.bias", integers.SUM_LIMIT - 1, "row 0: sums may reach"),
+        ("blocks.0.up.bias", -integers.SUM_LIMIT, "row 0: sums may reach"),
         ("head.weight", -128, "holds -128"),
         ("blocks.1.out.shift", 21, "above 20"),
         ("blocks.1.position", 2**22, "position reaches"),
@@ -312,34 +312,32 @@ def damaged(
     ],
 )
 def test_integers_that_could_overflow_are_refused(
-    checkpoint: prior_checkpoint.Checkpoint, name: str, value: int, says: str
+    checkpoint: integers.Checkpoint, name: str, value: int, says: str
 ) -> None:
-    with pytest.raises(prior_checkpoint.RangeError, match=says):
-        prior_checkpoint.prove(TINY, damaged(checkpoint, name, value))
+    with pytest.raises(integers.RangeError, match=says):
+        integers.prove(TINY, damaged(checkpoint, name, value))
 
 
 def test_checkpoint_comes_back_and_damage_is_noticed(
-    checkpoint: prior_checkpoint.Checkpoint,
+    checkpoint: integers.Checkpoint,
 ) -> None:
     tensors, metadata = checkpoint.to_tensors()
-    again = prior_checkpoint.Checkpoint.from_tensors(tensors, metadata)
+    again = integers.Checkpoint.from_tensors(tensors, metadata)
     assert again.model_id == checkpoint.model_id and again.config == TINY
     tensors["blocks.0.up.weight"][3, 4] ^= 1
-    with pytest.raises(prior_checkpoint.CheckpointError, match="damaged"):
-        prior_checkpoint.Checkpoint.from_tensors(tensors, metadata)
+    with pytest.raises(integers.CheckpointError, match="damaged"):
+        integers.Checkpoint.from_tensors(tensors, metadata)
     del tensors["row"]
-    with pytest.raises(prior_checkpoint.CheckpointError, match="row"):
-        prior_checkpoint.Checkpoint.from_tensors(tensors, metadata)
-    with pytest.raises(prior_checkpoint.CheckpointError, match="spec"):
-        prior_checkpoint.Checkpoint.from_tensors(
-            tensors, metadata.replace(prior_checkpoint.SPEC, "exact-mim-9")
-        )
-    with pytest.raises(prior_checkpoint.CheckpointError, match="metadata"):
-        prior_checkpoint.Checkpoint.from_tensors(tensors, "{}")
+    with pytest.raises(integers.CheckpointError, match="row"):
+        integers.Checkpoint.from_tensors(tensors, metadata)
+    with pytest.raises(integers.CheckpointError, match="spec"):
+        integers.Checkpoint.from_tensors(tensors, metadata.replace(integers.SPEC, "exact-mim-9"))
+    with pytest.raises(integers.CheckpointError, match="metadata"):
+        integers.Checkpoint.from_tensors(tensors, "{}")
 
 
 def test_a_device_that_computes_wrongly_is_replaced_by_the_oracle(
-    checkpoint: prior_checkpoint.Checkpoint,
+    checkpoint: integers.Checkpoint,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -352,8 +350,8 @@ def test_a_device_that_computes_wrongly_is_replaced_by_the_oracle(
     assert "wrong test vector on cpu" in caplog.text and "oracle" in caplog.text
 
 
-def test_a_wrong_test_vector_is_an_error(checkpoint: prior_checkpoint.Checkpoint) -> None:
-    with pytest.raises(prior_checkpoint.CheckpointError, match="test vector"):
+def test_a_wrong_test_vector_is_an_error(checkpoint: integers.Checkpoint) -> None:
+    with pytest.raises(integers.CheckpointError, match="test vector"):
         integer.load(dataclasses.replace(checkpoint, probe_sha256="0" * 64), CPU)
 
 
@@ -379,27 +377,27 @@ def test_codes_come_back(
     engine: integer.Engine, height: int, width: int, subcodes: int, plan: tuple[int, ...]
 ) -> None:
     codes = some_codes(height, width, subcodes, seed=height)
-    payload = code_stream.code_image(engine, codes, plan)
-    assert (code_stream.decode_image(engine, payload, codes.shape, plan) == codes).all()
+    payload = payloads.code_image(engine, codes, plan)
+    assert (payloads.decode_image(engine, payload, codes.shape, plan) == codes).all()
 
 
 def test_a_batch_of_images_codes_like_each_alone(
-    checkpoint: prior_checkpoint.Checkpoint, engine: integer.Engine
+    checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
     images = [some_codes(18, 7, 8, 1), some_codes(5, 5, 3, 2), some_codes(16, 33, 6, 3)]
-    together = code_stream.encode_images(engine, images, (4, 2))
+    together = payloads.encode_images(engine, images, (4, 2))
     fast = integer.load(checkpoint, CPU)
-    assert together == [code_stream.code_image(fast, image, (4, 2)) for image in images]
-    decoded = code_stream.decode_images(engine, together, [i.shape for i in images], (4, 2))
+    assert together == [payloads.code_image(fast, image, (4, 2)) for image in images]
+    decoded = payloads.decode_images(engine, together, [i.shape for i in images], (4, 2))
     assert all((a == b).all() for a, b in zip(images, decoded, strict=True))
 
 
 def test_a_stream_decodes_to_any_coarser_group(engine: integer.Engine) -> None:
     codes = some_codes(20, 18, 8, 4)
-    payload = code_stream.code_image(engine, codes, (4, 2))
-    coarse = code_stream.decode_image(engine, payload, (20, 18, 4), (4, 2))
+    payload = payloads.code_image(engine, codes, (4, 2))
+    coarse = payloads.decode_image(engine, payload, (20, 18, 4), (4, 2))
     assert (coarse == codes[..., :4]).all()
-    own = code_stream.code_image(engine, np.ascontiguousarray(codes[..., :4]), (4, 2))
+    own = payloads.code_image(engine, np.ascontiguousarray(codes[..., :4]), (4, 2))
     shared = len(own) - 8  # the last words close the range
     assert own[:shared] == payload[:shared]
 
@@ -417,7 +415,7 @@ def test_codes_that_do_not_fit_are_refused(
     engine: integer.Engine, codes: np.ndarray, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        code_stream.code_image(engine, codes, (4, 2, 1))
+        payloads.code_image(engine, codes, (4, 2, 1))
 
 
 def test_a_code_beyond_the_alphabet_is_refused() -> None:
@@ -431,6 +429,6 @@ def test_a_code_beyond_the_alphabet_is_refused() -> None:
 def test_frequencies_of_a_window_equal_the_oracle(engine: integer.Engine) -> None:
     hidden = engine.hidden(*exact_harness.windows(1))[0, :5]
     logits = engine.logits(hidden, 0).flatten(0, 1)
-    got = entropy.weights(logits).to(torch.int64).numpy()
+    got = frequencies.weights(logits).to(torch.int64).numpy()
     rows = [oracle.frequencies(row.numpy().astype(np.int64)) for row in logits]
     assert (got == np.stack(rows)).all()

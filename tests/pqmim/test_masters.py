@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from pqmim.prior import Prior
-from pqmim.prior_integers import calibrate, export, quantise
 from pqmim.training.masters import masters
+from pqmim.training.network import Prior
+from pqmim.training.to_integers import calibrate, export, quantise
 from tests.models import TINY_PRIOR, tiny_prior
 from tests.pqmim.exact_tools import tiny_checkpoint
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from pqmim import code_stream, exact, integer, prior_checkpoint, schedule
-from pqmim.config import ConfigError
-from pqmim.prior import Prior
-from pqmim.prior_config import PriorConfig
-from pqmim.prior_integers import calibrate, export, quantise
+from pqmim.autoencoder.config import ConfigError
+from pqmim.coding import payloads
+from pqmim.prior import exact, integers, schedule, tensors
+from pqmim.prior.config import PriorConfig
 from pqmim.training import prior as training
 from pqmim.training import prior_run
 from pqmim.training.masters import masters
+from pqmim.training.network import Prior
 from pqmim.training.prior_start import start_from_codebook
+from pqmim.training.to_integers import calibrate, export, quantise
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import TINY, UNCHAINED, lcg, tiny_checkpoint
 
@@ -58,7 +59,7 @@ def test_training_forward_equals_the_engine_on_a_million_logits(trained: trainin
     stream = training.batches(related_codes(2, 20, 24), RECIPE, 5, CPU)
     powers = calibrate(trained.average, [(b.tokens, b.present) for b in (next(stream),)])
     checkpoint = export(trained.average, powers)
-    engine = integer.Engine(checkpoint, CPU, int8=False)
+    engine = tensors.Engine(checkpoint, CPU, int8=False)
     net = quantise(trained.average, powers)
     tokens, present = exact_harness.windows(4)
     hidden = exact.hidden(net, tokens, present)
@@ -68,7 +69,7 @@ def test_training_forward_equals_the_engine_on_a_million_logits(trained: trainin
     assert (mine == theirs).all()
     compared = 0
     for part in range(TINY.subcodes // TINY.together):
-        before = integer.probe_before(TINY, part, theirs)
+        before = tensors.probe_before(TINY, part, theirs)
         logits = exact.logits(net, mine, part, before)
         assert (logits == engine.logits(theirs, part, before)).all()
         compared += logits.numel()
@@ -116,7 +117,7 @@ def test_weights_no_integer_can_hold_are_refused() -> None:
     with torch.no_grad():
         prior.blocks[0].out.weight[3].fill_(1e4)
     tokens, _ = exact_harness.windows(1)
-    with pytest.raises(prior_checkpoint.RangeError, match="blocks.0.out row 3"):
+    with pytest.raises(integers.RangeError, match="blocks.0.out row 3"):
         calibrate(prior, [(tokens, None)])
 
 
@@ -154,14 +155,14 @@ def test_a_run_learns_exports_and_resumes(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, minutes=0.05, integer_share=0.3)
     trainer = prior_run.begin(recipe, tmp_path, CPU, *START, None)
     checkpoint = prior_run.train(trainer, images[1:], images[:1], tmp_path, log_every=5)
-    model = integer.load(checkpoint, CPU)
+    model = tensors.load(checkpoint, CPU)
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     first, last = lines[0], lines[-1]
     assert first["step"] == 0 < last["step"]
     assert last["bits_per_code"] < min(8.5, first["bits_per_code"])
-    payload = code_stream.code_image(model, images[0], schedule.FAST_PLAN)
+    payload = payloads.code_image(model, images[0], schedule.FAST_PLAN)
     shape = images[0].shape
-    assert (code_stream.decode_image(model, payload, shape, schedule.FAST_PLAN) == images[0]).all()
+    assert (payloads.decode_image(model, payload, shape, schedule.FAST_PLAN) == images[0]).all()
     trainer = prior_run.begin(recipe, tmp_path, CPU, *START, None)
     again = prior_run.train(trainer, images[1:], images[:1], tmp_path)
     assert again.model_id == checkpoint.model_id  # the budget was used up: nothing left to train
@@ -182,13 +183,13 @@ def test_a_run_goes_on_in_floats_from_a_model_without_a_chain(tmp_path: Path) ->
 
 def test_ideal_code_length_is_what_the_coder_writes(trained: training.Trainer) -> None:
     tokens, present = exact_harness.windows(2)
-    model = integer.load(
+    model = tensors.load(
         export(trained.average, calibrate(trained.average, [(tokens, present)])), CPU
     )
     codes = related_codes(1, 20, 24)[0]
-    bits = code_stream.bits_per_code(model, [codes], (4, 2))
+    bits = payloads.bits_per_code(model, [codes], (4, 2))
     ideal = sum(bits) * codes.size / 2 / 8
-    assert ideal <= len(code_stream.code_image(model, codes, (4, 2))) <= ideal + 5
+    assert ideal <= len(payloads.code_image(model, codes, (4, 2))) <= ideal + 5
 
 
 @pytest.mark.parametrize(

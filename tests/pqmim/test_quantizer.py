@@ -2,7 +2,7 @@
 
 import torch
 
-from pqmim.quantizer import ProductQuantizer
+from pqmim.autoencoder.quantizer import ProductQuantizer
 from tests.models import TINY
 
 
@@ -98,5 +98,5 @@ def test_a_price_trades_error_for_common_codewords():
 def test_large_grids_are_quantised_in_bounded_pieces(monkeypatch):
     pq, latent = quantizer()
     whole = pq.encode(latent, 4)
-    monkeypatch.setattr("pqmim.quantizer.CHUNK_DISTANCES", 4 * 16 * 7)
+    monkeypatch.setattr("pqmim.autoencoder.quantizer.CHUNK_DISTANCES", 4 * 16 * 7)
     assert torch.equal(pq.encode(latent, 4), whole)

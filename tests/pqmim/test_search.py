@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pqmim import code_stream, search
 from pqmim.codec import Codec, NoPriorError
+from pqmim.coding import payloads as code_stream
+from pqmim.coding import search
 from tests.models import tiny_codec
 
 PLAN = (2, 130)

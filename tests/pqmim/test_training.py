@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pqmim import checkpoint, cli
-from pqmim.autoencoder import PQVAE, start_linear, to_float
+from pqmim.autoencoder.network import PQVAE, start_linear, to_float
 from pqmim.training import autoencoder, codes, crops
 from tests.corpus import jpeg, make_tar
 from tests.models import TINY, TINY_PRIOR, tiny_bytes, tiny_codec, tiny_prior

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pqmim import code_stream, integer
-from pqmim.autoencoder import PQVAE
+from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec
-from pqmim.prior_checkpoint import Checkpoint
+from pqmim.coding import payloads
+from pqmim.prior import tensors
+from pqmim.prior.integers import Checkpoint
 from pqmim.training import translate
 from tests.models import TINY, tiny_codec, tiny_prior
 
@@ -34,8 +35,8 @@ def photographs(count: int) -> list[torch.Tensor]:
 
 
 def bits(checkpoint: Checkpoint, codes: np.ndarray) -> float:
-    model = integer.load(checkpoint, CPU)
-    return float(np.mean(code_stream.bits_per_code(model, [codes], (2, 1))))
+    model = tensors.load(checkpoint, CPU)
+    return float(np.mean(payloads.bits_per_code(model, [codes], (2, 1))))
 
 
 @pytest.mark.parametrize("chain", [True, False])

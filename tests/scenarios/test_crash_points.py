@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from pipeline import commit
-from pipeline.storage import Store
+from pipeline.archive import commit
+from pipeline.store.storage import Store
 from tests.archives import shard
 from tests.crashing import Crashing, job
 from tests.faulty import faulty_s3

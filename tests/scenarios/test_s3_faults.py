@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from jobs import common, encode
-from pipeline import commit, faults, s3
-from pipeline.storage import AccessDenied, Store, TransientStorage, retries
+from pipeline.archive import commit
+from pipeline.store import errors, s3
+from pipeline.store.storage import AccessDenied, Store, TransientStorage, retries
 from tests import archives
 from tests.crashing import WEIGHTS, job
 from tests.faulty import TRANSIENT, FaultyS3, faulty_s3
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 @pytest.fixture(autouse=True)
 def _quick_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "BACKOFF_S", 0.01)
-    monkeypatch.setattr(faults, "BACKOFF_MAX_S", 0.1)
+    monkeypatch.setattr(errors, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(errors, "BACKOFF_MAX_S", 0.1)
     monkeypatch.setattr(s3, "READ_TIMEOUT_S", CLIENT_TIMEOUT_S)
     monkeypatch.setattr(s3, "READ_BLOCK", 4096)
 
@@ -93,13 +94,13 @@ def test_each_kind_of_request_survives_each_fault(
 def test_a_fifth_of_all_requests_faulty_gives_the_tables_of_a_quiet_run(
     s3: str, tars: list[str], quiet: dict[str, bytes], proxy: FaultyS3
 ) -> None:
-    faults.take_retries()
+    errors.take_retries()
     before, root = retries(), f"{s3}/out"
     proxy.at_random(0.2, seed=7)
     job(root, tars)
     proxy.at_random(0.0, seed=0)
     counted = check(root, quiet)
-    assert 0 < counted == retries() - before - faults.take_retries()
+    assert 0 < counted == retries() - before - errors.take_retries()
     assert proxy.injected.total() > 5
 
 
@@ -123,8 +124,8 @@ def test_expired_credentials_end_the_run_at_once_and_new_ones_resume_it(
 def test_a_store_that_never_answers_is_given_up_in_bounded_time(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "RETRY_S", 2.0)
-    monkeypatch.setattr(faults, "ATTEMPTS", 1000)
+    monkeypatch.setattr(errors, "RETRY_S", 2.0)
+    monkeypatch.setattr(errors, "ATTEMPTS", 1000)
     store = Store(s3)
     store.put("x", b"data")
     proxy.at_random(1.0, seed=0, faults=["slow"])

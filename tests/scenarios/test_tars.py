@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from pipeline import commit, storage, table
-from pipeline.encoder import encode_shard
+from pipeline.archive import commit, table
+from pipeline.archive.table import Row
 from pipeline.plan import Plan, ShardResult, ShardSpec
-from pipeline.replica import Replica, resident_bytes
-from pipeline.storage import Store
-from pipeline.table import Row
+from pipeline.store import storage
+from pipeline.store.storage import Store
+from pipeline.work.encoder import encode_shard
+from pipeline.work.replica import Replica, resident_bytes
 from tests.corpus import BLOCK, header_offsets, jpeg, make_tar
 from tests.models import tiny_codec
 

@@ -1,0 +1,1 @@
+"""Many shards over many replicas."""

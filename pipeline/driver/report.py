@@ -1,0 +1,185 @@
+"""Progress while a run goes on, and its summary: where the time went, and how close to the limit.
+
+Stage seconds are added up over the threads and replicas, so they exceed the wall time where stages
+overlap.  ``of_bare`` is the run's megapixels a second over the bare model's, which each replica
+measured on synthetic batches when it came up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+
+from pipeline.plan import Plan, ShardResult, Status
+from pipeline.store.storage import Store
+
+SHOW_EVERY_S = 5.0
+
+
+@dataclass
+class Progress:
+    """Running totals of one submission."""
+
+    shards: int  # of the whole job
+    done_before: int = 0  # committed by earlier submissions
+    bytes_left: int = 0
+    started: float = field(default_factory=time.monotonic)
+    first_work: float | None = None
+    last_done: float = 0.0
+    rows: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    pixels: int = 0
+    code_bytes: int = 0
+    source_bytes: int = 0
+    table_bytes: int = 0
+    done: int = 0
+    adopted: int = 0
+    retries: int = 0  # of shards
+    storage_retries: int = 0  # requests
+    second_copies: int = 0  # of late shards
+    replicas_lost: int = 0
+    rss_bytes: int = 0
+    damaged: list[str] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    _shown: float = 0.0
+    _bare_megapixels: float = 0.0  # that the bare models could have done until _bare_since
+    _bare_mpx_s: float = 0.0
+    _bare_since: float = 0.0
+
+    def speed_changed(self, now: float, megapixels_per_s: float) -> None:
+        """A replica came or went; ``megapixels_per_s`` of the bare models of all that are up."""
+        self._bare_megapixels += self._bare_mpx_s * (now - self._bare_since)
+        self._bare_mpx_s, self._bare_since = megapixels_per_s, now
+
+    @property
+    def bare_mpx_s(self) -> float:
+        """Mean megapixels a second of the bare models that were up while there was work."""
+        if not self.done:
+            return self._bare_mpx_s
+        since = max(self.last_done - self._bare_since, 0.0)
+        return (self._bare_megapixels + self._bare_mpx_s * since) / self.work_s
+
+    def shard_done(self, result: ShardResult, now: float) -> None:
+        """Count a committed shard."""
+        self.done += 1
+        self.last_done = now
+        self.adopted += result.adopted
+        self.pixels += result.pixels
+        self.code_bytes += result.code_bytes
+        self.source_bytes += result.source_size
+        self.table_bytes += result.table_bytes
+        self.storage_retries += result.retries
+        self.rss_bytes = max(self.rss_bytes, result.rss_bytes)
+        for status, count in result.rows.items():
+            self.rows[status] = self.rows.get(status, 0) + count
+        for stage, seconds in result.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        if result.outcome != "done":
+            self.damaged.append(result.url)
+
+    @property
+    def images(self) -> int:
+        """Images encoded by this submission."""
+        return self.rows.get(Status.OK.value, 0)
+
+    @property
+    def work_s(self) -> float:
+        """Seconds from the first shard handed out to the last one committed."""
+        return max(self.last_done - (self.first_work or self.started), 1e-9)
+
+    def show(self, now: float, running: int) -> None:
+        """A progress line on standard error, every few seconds."""
+        if now - self._shown < SHOW_EVERY_S:
+            return
+        self._shown = now
+        elapsed = max(now - (self.first_work or self.started), 1e-9)
+        bad = sum(self.rows.values()) - self.images
+        left = self.bytes_left - self.source_bytes
+        eta = f"{left / self.source_bytes * elapsed:.0f} s" if self.source_bytes else "-"
+        print(
+            f"{self.done_before + self.done}/{self.shards} shards, {running} in flight, "
+            f"{self.images} images, {self.images / elapsed:.1f}/s, {self.bpp:.3f} bpp, "
+            f"{bad} bad, ETA {eta}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    @property
+    def bpp(self) -> float:
+        """Payload bits per encoded pixel."""
+        return 8 * self.code_bytes / self.pixels if self.pixels else 0.0
+
+    def summary(
+        self, plan: Plan, device: str, replicas: int, bare_mpx_s: float, state: str
+    ) -> dict[str, object]:
+        """The record of this submission, ``runs/<run_id>/summary.json``."""
+        mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
+        of_bare = mpx_s / bare_mpx_s if bare_mpx_s and self.done else None
+        mean = self.pixels / self.images / 1e6 if self.images else 0.0
+        return {
+            "state": state,
+            "images": self.images,
+            "images_per_s": self.images / self.work_s if self.done else 0.0,
+            "megapixels_per_s": mpx_s,
+            "bare_megapixels_per_s": bare_mpx_s,
+            "bare_images_per_s": bare_mpx_s / mean if mean else None,
+            "of_bare": of_bare,
+            "bpp": self.bpp,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "wall_s": time.monotonic() - self.started,
+            "work_s": self.work_s if self.done else 0.0,
+            "source_bytes": self.source_bytes,
+            "code_bytes": self.code_bytes,
+            "table_bytes": self.table_bytes,
+            "shards": self.shards,
+            "shards_done": self.done_before + self.done,
+            "shards_encoded": self.done - self.adopted,
+            "damaged": self.damaged,
+            "quarantined": self.quarantined,
+            "retries": self.retries,
+            "storage_retries": self.storage_retries,
+            "second_copies": self.second_copies,
+            "replicas_lost": self.replicas_lost,
+            "rss_bytes": self.rss_bytes,
+            "replicas": replicas,
+            "device": device,
+            "model": plan.model,
+            "quality": plan.quality,
+        }
+
+
+def save(store: Store, run_id: str, summary: dict[str, object]) -> None:
+    """Write the summary into the archive."""
+    store.put(f"runs/{run_id}/summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def text(summary: dict[str, object]) -> str:
+    """The summary for a person: one screen."""
+    seconds: dict[str, float] = summary["seconds"]  # type: ignore[assignment]
+    total = sum(seconds.values()) or 1.0
+    stages = "  ".join(f"{k} {v:.1f} s ({v / total:.0%})" for k, v in seconds.items())
+    rows: dict[str, int] = summary["rows"]  # type: ignore[assignment]
+    bad = ", ".join(f"{n} {s}" for s, n in sorted(rows.items()) if s != Status.OK) or "none"
+    lines = [
+        f"{summary['state']}: {summary['shards_done']} of {summary['shards']} shards committed, "
+        f"{summary['images']} images in this run, bad: {bad}",
+        f"{summary['images_per_s']:.1f} images/s, {summary['megapixels_per_s']:.2f} Mpx/s, "
+        f"{summary['bpp']:.3f} bpp, {summary['replicas']} replicas on {summary['device']}",
+        f"stages: {stages or 'nothing was encoded'}",
+    ]
+    events = {
+        "shards tried again": summary.get("retries", 0),
+        "storage requests repeated": summary.get("storage_retries", 0),
+        "second copies of late shards": summary.get("second_copies", 0),
+        "replicas lost": summary.get("replicas_lost", 0),
+    }
+    if any(events.values()):
+        lines.append(", ".join(f"{name}: {count}" for name, count in events.items() if count))
+    if summary["of_bare"]:
+        bare = summary["bare_megapixels_per_s"]
+        lines.append(f"{summary['of_bare']:.0%} of the bare model's {bare:.2f} Mpx/s")
+    for name in ("damaged", "quarantined"):
+        lines += [f"{name}: {url}" for url in summary[name]]  # type: ignore[attr-defined]
+    return "\n".join(lines)

@@ -1,0 +1,307 @@
+"""Hand out shards, wait, retry, quarantine.  Plain Python over a pool; Ray is in actors.py.
+
+The driver owns every retry and the life of every replica.  What to do about a failure is a pure
+function, ``policy.decide``; what must survive the driver is in the archive's ledger, so that the
+same command again resumes.  A shard may run twice at once, and a replica that was given up may
+still write: commits are create-only, so the first table stands and the driver counts it once.
+
+    failure                             answer
+    the shard's own exception           a strike; again, elsewhere
+    replica died with one shard         a strike; again, alone on a replica
+    replica died with two shards        suspects: both again, each alone, so that blame is certain
+    node lost                           again; from the third time on as if the replica had died
+    three strikes                       quarantine, with the reason and the replica
+    late (Pace.late_s), nothing to do   a second copy on an idle replica; the first result counts
+    hung (Pace.hang_s)                  the replica is killed
+    replica lost                        asked for again; the others go on
+
+Cost: benchmarks/driver.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from pipeline.archive import commit
+from pipeline.driver.fleet import Down, Event, Fleet, Flight, Job, Member, Pool, Returned, Up
+from pipeline.driver.pace import Limits, Pace
+from pipeline.driver.policy import (
+    MAX_ATTEMPTS,
+    Action,
+    NoReplicas,
+    Stopped,
+    check_bad_images,
+    decide,
+)
+from pipeline.driver.report import Progress
+from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.store.storage import Store
+
+log = logging.getLogger(__name__)
+TICK_S = 1.0  # how often the limits are looked at
+MAX_RESTART_S = 60.0  # between two attempts to replace a replica that fails to start
+SHOWN = 20  # stuck shards named at once
+
+
+def run(
+    specs: Iterable[ShardSpec], pool: Pool, store: Store, progress: Progress,
+    max_bad_images: float, replicas: int, limits: Limits = Limits(),  # noqa: B008, frozen
+    clock: Callable[[], float] = time.monotonic,
+) -> None:  # fmt: skip
+    """Drive every shard to its end: committed, or quarantined with a reason.
+
+    Raises:
+        Stopped: a failure that concerns the whole run; nothing committed is lost.
+    """
+    Driver(specs, pool, store, progress, max_bad_images, replicas, limits, clock).run()
+
+
+class Driver:
+    """One run: the shards that have no end yet, the replicas, and the pace."""
+
+    def __init__(
+        self, specs: Iterable[ShardSpec], pool: Pool, store: Store, progress: Progress,
+        max_bad_images: float, replicas: int, limits: Limits, clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.pool, self.store, self.progress, self.clock = pool, store, progress, clock
+        self.max_bad_images, self.replicas, self.limits = max_bad_images, replicas, limits
+        self.pace, self.fleet = Pace(limits), Fleet()
+        self.specs = iter(specs)
+        self.next_spec = next(self.specs, None)
+        self.again, self.suspects = deque[Job](), deque[Job]()
+        self.unended = 0  # shards begun and neither committed nor quarantined
+        self.wanted: list[float] = []  # when to ask for the replicas that are missing, a heap
+        self.failed_starts, self.last_reason = 0, ""
+        self.alive = self.heard = self.complained = clock()
+
+    def run(self) -> None:
+        """Until every shard has its end."""
+        self.wanted = [self.clock()] * self.replicas
+        while self.next_spec is not None or self.unended:
+            self._look_after(self.clock())
+            self._hand_out(self.clock())
+            for event in self.pool.wait(TICK_S):
+                self._take(event, self.clock())
+            self.progress.show(self.clock(), len(self.fleet.flights))
+
+    # Handing out ---------------------------------------------------------------------------------
+
+    def _hand_out(self, now: float) -> None:
+        if self.suspects or self.fleet.reserved:
+            self._hand_out_suspects(now)
+        while (member := self.fleet.least_busy()) and (job := self._next_job()):
+            self._start(member, job, now)
+        if not self._more:
+            self._double(now)
+
+    @property
+    def _more(self) -> bool:
+        """Whether shards wait that any replica may take."""
+        return bool(self.again) or self.next_spec is not None
+
+    def _next_job(self) -> Job | None:
+        if self.again:
+            return self.again.popleft()
+        spec = self.next_spec
+        if spec is None:
+            return None
+        self.next_spec = next(self.specs, None)
+        self.unended += 1
+        return Job(spec)
+
+    def _hand_out_suspects(self, now: float) -> None:
+        """Each on a replica of its own; a quarter of them at most while there is other work."""
+        quota = max(1, self.fleet.up // 4) if self._more else self.fleet.up
+        testing = sum(any(f.alone for f in m.flights.values()) for m in self.fleet.reserved)
+        self.fleet.reserve(min(quota, testing + len(self.suspects)))
+        for member in self.fleet.reserved:
+            if self.suspects and not member.flights:
+                self._start(member, self.suspects.popleft(), now)
+        if not self.suspects:
+            self.fleet.release()
+
+    def _double(self, now: float) -> None:
+        """A second copy of each late shard, while a replica has nothing to do."""
+        too_old = now - self.pace.late_s
+        late = itertools.takewhile(lambda flight: flight.started < too_old, self.fleet.flights)
+        for flight in list(late):
+            job = flight.job
+            if job.over or job.doubled or flight.alone:
+                continue
+            member = self.fleet.idle()
+            if member is None:
+                return
+            log.info("%s: late on %s, second copy on %s", job.spec.url, flight.member, member)
+            job.doubled = True
+            self.progress.second_copies += 1
+            self._start(member, job, now)
+
+    def _start(self, member: Member, job: Job, now: float) -> None:
+        job.attempts += 1
+        if not self.fleet.flights:
+            self.heard = self.complained = now
+        self.fleet.take_off(member, job, now)
+        self.pool.start(member.name, job.spec, job.attempts)
+
+    # What came back ------------------------------------------------------------------------------
+
+    def _take(self, event: Event, now: float) -> None:
+        if isinstance(event, Returned):
+            self._returned(event, now)
+        elif isinstance(event, Down):
+            self._down(event, now)
+        elif isinstance(event, Up):
+            self._up(event, now)
+
+    def _up(self, event: Up, now: float) -> None:
+        member = self.fleet.come_up(event)
+        log.info("%s up, %.2f Mpx/s bare", member, event.megapixels_per_s)
+        self.failed_starts = 0
+        if self.progress.first_work is None:
+            self.progress.first_work = now
+        self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+
+    def _returned(self, event: Returned, now: float) -> None:
+        outcome = event.outcome
+        flight = self.fleet.land(event.replica, outcome.shard_id)
+        if flight is None:
+            return
+        self.heard = self.complained = now
+        if not flight.job.over and isinstance(outcome, ShardResult):
+            self._done(flight, outcome, now)
+        elif not flight.job.over and isinstance(outcome, ShardFailure):
+            self._failed(flight.job, outcome.kind, outcome.message, flight.member)
+        self._recycle(flight.member, outcome, now)
+
+    def _done(self, flight: Flight, result: ShardResult, now: float) -> None:
+        self.pace.add(now - flight.started)
+        self._end(flight.job)
+        self.progress.shard_done(result, now)
+        check_bad_images(self.progress, self.max_bad_images)
+
+    def _end(self, job: Job) -> None:
+        job.over = True
+        self.unended -= 1
+
+    def _failed(self, job: Job, kind: str, message: str, member: Member) -> None:
+        """A failure that is certainly this shard's own, or concerns the whole run."""
+        job.strikes += 1
+        action, url = decide(kind, job.strikes), job.spec.url
+        message = f"{message} ({member})"
+        log.warning("%s, failure %d: %s: %s", url, job.strikes, action.value, message)
+        if action is Action.STOP:
+            raise Stopped(message)
+        if job.copies:
+            return  # the other copy may still do it
+        if action is Action.RETRY:
+            return self._try_again(job, alone=kind == "lost")
+        commit.quarantine(self.store, job.spec, message, job.strikes)
+        self.progress.quarantined.append(url)
+        self._end(job)
+
+    def _try_again(self, job: Job, alone: bool) -> None:
+        self.progress.retries += 1
+        (self.suspects if alone else self.again).append(job)
+
+    # Replicas ------------------------------------------------------------------------------------
+
+    def _down(self, event: Down, now: float) -> None:
+        """A replica is gone: see to its shards, and ask for another one."""
+        member = self.fleet.remove(event.replica)
+        if member is None:
+            return
+        log.warning("%s lost with %d shards: %s", member, len(member.flights), event.reason)
+        delay = 0.0
+        if member.state == "pending":
+            self.failed_starts += 1
+            delay = min(self.limits.restart_s * 2 ** (self.failed_starts - 1), MAX_RESTART_S)
+        else:
+            self.progress.replicas_lost += 1
+        self.last_reason = event.reason
+        self._ask(now, now + delay)
+        for flight in member.flights.values():
+            if not flight.job.over:
+                self._lost(flight.job, event, member)
+
+    def _lost(self, job: Job, event: Down, member: Member) -> None:
+        job.losses += event.node_lost
+        if event.node_lost and job.losses < MAX_ATTEMPTS:
+            if not job.copies:
+                self._try_again(job, alone=False)
+        elif len(member.flights) == 1:
+            self._failed(job, "lost", f"its replica was lost: {event.reason}", member)
+        elif not job.copies:
+            log.warning("%s: was not alone on %s, tried again alone", job.spec.url, member)
+            self._try_again(job, alone=True)
+
+    def _recycle(self, member: Member, outcome: ShardResult | ShardFailure, now: float) -> None:
+        """Replace a replica that has grown or aged, once it is empty."""
+        member.shards += 1
+        rss = outcome.rss_bytes if isinstance(outcome, ShardResult) else 0
+        grown = rss - member.rss_bytes > self.limits.rss_growth_bytes
+        if member.state == "open" and (grown or member.shards >= self.limits.max_shards):
+            log.info("%s is replaced after %d shards, at %d MiB", member, member.shards, rss >> 20)
+            self.fleet.drain(member)
+        if member.state == "draining" and not member.flights:
+            self.pool.kill(member.name)
+            self.fleet.remove(member.name)
+            self._ask(now, now)
+
+    def _ask(self, now: float, at: float) -> None:
+        """Another replica for one that is gone."""
+        heapq.heappush(self.wanted, at)
+        self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+
+    def _look_after(self, now: float) -> None:
+        """Ask for missing replicas; find out what is hung or stalled, and whether any is left."""
+        while self.wanted and self.wanted[0] <= now:
+            heapq.heappop(self.wanted)
+            self.fleet.ask(self.pool.add())
+        if self.fleet.up:
+            self.alive = now
+        self._check_replicas(now)
+        self._kill_hung(now)
+        if self.fleet.flights and now - self.complained > self.pace.stall_s:
+            self.complained = now
+            self._name_stuck(now)
+
+    def _check_replicas(self, now: float) -> None:
+        """Stop when no replica is left and none comes up."""
+        if self.fleet.up:
+            return
+        waited = now - self.alive
+        never = self.progress.first_work is None
+        hopeless = never and self.failed_starts >= max(MAX_ATTEMPTS, self.replicas)
+        if hopeless or waited > self.limits.start_s:
+            reason = f"; the last failure: {self.last_reason}" if self.last_reason else ""
+            say = f"no replica is up after {waited:.0f} s: {self.pool.describe()}{reason}"
+            raise NoReplicas(say)
+
+    def _kill_hung(self, now: float) -> None:
+        hung: dict[str, Flight] = {}
+        for flight in self.fleet.flights:
+            age = now - flight.started
+            if age <= self.pace.hang_s:
+                break
+            if age > self.pace.hang_s * 2**flight.job.hangs:
+                hung.setdefault(flight.member.name, flight)
+        for name, flight in hung.items():
+            flight.job.hangs += 1
+            self.pool.kill(name)
+            reason = f"hung: no result for {flight.job.spec.url} in {now - flight.started:.0f} s"
+            self._down(Down(name, reason), now)
+
+    def _name_stuck(self, now: float) -> None:
+        """Say what runs where since when."""
+        log.warning(
+            "nothing came back for %.0f s; %d shards in flight, a shard usually takes %.0f s",
+            now - self.heard, len(self.fleet.flights), self.pace.median,
+        )  # fmt: skip
+        for flight in list(self.fleet.flights)[:SHOWN]:
+            url, seconds = flight.job.spec.url, now - flight.started
+            log.warning("stuck: %s on %s for %.0f s", url, flight.member, seconds)

@@ -1,0 +1,1 @@
+"""Training the entropy model on an archive."""

@@ -1,0 +1,1 @@
+"""Where bytes are: object stores and local files."""

@@ -1,0 +1,1 @@
+"""A tar as a stream of samples."""

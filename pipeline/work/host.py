@@ -1,0 +1,87 @@
+"""A replica in a process of its own: what a pool starts, whatever it starts it with.
+
+It is sent a ShardSpec and sends back a ShardResult or a ShardFailure; nothing else crosses.  Every
+exception becomes a ShardFailure here, at the only broad ``except`` of the project.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.archive import commit
+from pipeline.plan import (
+    Counts,
+    Plan,
+    PlanMismatch,
+    Resources,
+    ShardFailure,
+    ShardResult,
+    ShardSpec,
+)
+from pipeline.store import storage
+from pipeline.work.replica import Replica, resident_bytes
+from pqmim.codec import Codec
+
+# What a replica does with a shard: encoder.encode_shard, or the like of it.
+Work = Callable[[ShardSpec, Plan, storage.Store, Replica, int], ShardResult]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a replica says of itself when it is up."""
+
+    pid: int
+    node: str  # address and id
+    megapixels_per_s: float  # of the bare model here
+    rss_bytes: int
+
+
+class Host:
+    """One replica in this process."""
+
+    def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
+        torch.set_num_threads(resources.threads)
+        self.store, self.plan, self.work = store, plan, work
+        name = commit.model_name(plan.model)
+        codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
+        self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
+
+    def warm_up(self, node: str) -> Ready:
+        """Warm up, and measure the bare model."""
+        speed = self.replica.calibrate(self.plan)
+        return Ready(os.getpid(), node, speed, resident_bytes())
+
+    def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
+        """Do one shard."""
+        try:
+            return self.work(spec, self.plan, self.store, self.replica, attempt)
+        except Exception as error:
+            log.exception("shard %s failed", spec.url)
+            return ShardFailure(spec.shard_id, spec.url, classify(error), say(error), attempt)
+        finally:
+            self.replica.moved.pop(spec.shard_id, None)
+
+    def moved(self) -> dict[str, Counts]:
+        """How far the shards in flight are, by shard id."""
+        return dict(self.replica.moved)
+
+
+def classify(error: Exception) -> str:
+    """The kind of failure that an exception is: what the driver decides by."""
+    if isinstance(error, storage.TransientStorage):
+        return "transient"
+    if isinstance(error, storage.StorageError | PlanMismatch):
+        return "fatal"
+    return "error"
+
+
+def say(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {error}"[:1000]

@@ -1,0 +1,134 @@
+"""A replica: one codec on its device, the threads that feed it, and the stopwatch of its stages.
+
+The device computes one batch at a time, whichever of the shards in flight it belongs to.  Loading
+and moving batches is the callers' affair: encoder.py, decoder.py and transcoder.py.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.archive import table
+from pipeline.plan import Counts, Plan
+from pqmim.codec import Codec
+
+STAGES = ("read", "decode", "encode", "measure", "code", "write")
+MAX_BATCH = 64  # images
+PENDING_BATCHES = 8  # batches' worth of pixels that may wait in unfilled buckets
+
+
+class Clock:
+    """Seconds by stage, added up over threads."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[name] += time.perf_counter() - begin
+
+
+class Replica:
+    """A codec on its device and the decode threads that feed it; lives as long as its process."""
+
+    def __init__(self, codec: Codec, decode_threads: int = 2, queue_bytes: int = 256 << 20) -> None:
+        self.codec, self.queue_bytes = codec, queue_bytes
+        self.pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._device_lock = threading.Lock()
+        self.moved = dict[str, Counts]()  # how far the shards in flight are, by shard id
+
+    def encode(self, pixels: Tensor, quality: int, clock: Clock) -> np.ndarray:
+        """uint8 [B,3,H,W] -> codes [B,h,w,quality]; one batch at a time on the device."""
+        with self._device_lock, clock.stage("encode"):
+            return _halved(lambda part: self.codec.encode(part, quality), pixels).cpu().numpy()
+
+    def search(
+        self, pixels: Tensor, count: int, plan: Plan, clock: Clock
+    ) -> tuple[np.ndarray, list[bytes]]:
+        """uint8 [B,3,H,W] -> codes [count,h,w,m] and bitstreams of the first ``count`` images."""
+        with self._device_lock:
+            with clock.stage("encode"):
+                latent = _halved(lambda part: self.codec.latent(part, plan.quality), pixels)
+            with clock.stage("code"):
+                codes, streams = self.codec.search_latent(latent[:count], plan.price, plan.stages)
+        return codes.numpy(), streams
+
+    def entropy_encode(self, codes: np.ndarray, plan: Plan, clock: Clock) -> list[bytes]:
+        """Codes uint8 [B,h,w,m] -> one bitstream an image."""
+        with self._device_lock, clock.stage("code"):
+            return self.codec.entropy_encode(torch.from_numpy(codes), plan.stages)
+
+    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, plan: Plan) -> np.ndarray:
+        """Bitstreams of one shape -> codes uint8 [B,h,w,m]; wrong ones give wrong codes.
+
+        Raises:
+            pqmim.prior.frequencies.PayloadError: one is cut off, or no encoder wrote it.
+        """
+        with self._device_lock:
+            return self.codec.entropy_decode(payloads, h, w, plan.quality, plan.stages).numpy()
+
+    def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
+        """Codes [B,h,w,m] -> uint8 [B,3,height,width] on the CPU."""
+        with self._device_lock:
+            return self.codec.decode(codes, height, width).cpu()
+
+    def calibrate(self, plan: Plan, seconds: float = 1.0) -> float:
+        """Megapixels a second of the bare model on batches of the plan's size.
+
+        Warms up what costs a second at its first use: kernels, the entropy model's own test, and
+        the table writer.
+        """
+        side = plan.crop or plan.resize or 512
+        batch = batch_size(plan, side, side)
+        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        clock = Clock()
+        codes = self.encode(pixels, plan.quality, Clock())
+        if plan.stores_bitstream:
+            self.entropy_encode(codes[:1], plan, Clock())
+        table.warm_up(plan)
+        count = 0
+        while clock.seconds["encode"] < seconds:
+            self.encode(pixels, plan.quality, clock)
+            count += 1
+        return count * batch * side * side / clock.seconds["encode"] / 1e6
+
+
+def _halved(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """Encode; out of memory halves the batch once, and then it is an error."""
+    try:
+        return encode(pixels)
+    except torch.OutOfMemoryError:
+        if len(pixels) == 1:
+            raise
+        torch.cuda.empty_cache()
+        return torch.cat([encode(half) for half in pixels.chunk(2)])
+
+
+def batch_size(plan: Plan, height: int, width: int) -> int:
+    """Images of one shape in a full batch."""
+    return max(1, min(MAX_BATCH, plan.batch_pixels // (height * width)))
+
+
+def resident_bytes() -> int:
+    """Memory of this process now (Linux), or its peak where there is no /proc."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""Pixels to latent to codes, and back: the PQ-VAE."""

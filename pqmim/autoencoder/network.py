@@ -1,0 +1,206 @@
+"""The transforms of the PQ-VAE: pixels to latent and latent to pixels.
+
+    pixels [B,3,H,W] --space-to-depth(8)--> 3x3 --blocks at stride 8--> 3x3/2 --blocks at 16-->
+    latent latent [B,M*d,h,w] --1x1--> blocks at 16 --3x3, shuffle 2--> blocks at 8 --3x3, shuffle
+    8--> pixels
+
+Beside each trunk runs a linear map of the 16 x 16 pixels under a position (space-to-depth, 1x1),
+which training starts at their principal components: the model begins as a transform codec and the
+trunks learn what a linear transform cannot do.
+
+Fully convolutional: any height and width that are multiples of the stride.  All arithmetic is at
+strides 8 and 16, where a 3 x 3 convolution is matmul-bound; the first and last 3 x 3 see 24 x 24
+pixels, a lapped transform, so there is no block grid.  Bottleneck residual blocks without
+normalisation as in ELIC (He et al. 2022).  The decoder is deeper than the encoder: an archive pays
+for encoding once per image, and quality is bought where it is cheap.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pqmim.autoencoder.config import AutoencoderConfig
+from pqmim.autoencoder.quantizer import ProductQuantizer
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start the layer at zero, so that the path it ends adds nothing at first."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Bottleneck(nn.Module):
+    """x + 1x1(relu(3x3(relu(1x1(x))))) at half the width; starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        inner = max(1, width // 2)
+        self.narrow = nn.Conv2d(width, inner, 1)
+        self.mix = nn.Conv2d(inner, inner, 3, padding=1)
+        self.widen = _zero(nn.Conv2d(inner, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,h,w] -> [B,C,h,w]."""
+        return x + self.widen(F.relu(self.mix(F.relu(self.narrow(x)))))
+
+
+class Encoder(nn.Module):
+    """Pixels in [-1, 1], [B,3,H,W] -> latent [B, M*d, H/f, W/f].
+
+    ``used`` switches channels off: a strong sub-code spends its bits on few of them, and what the
+    trunk puts into the others its codebook cannot hold.
+    """
+
+    used: Tensor  # [M*d, 1, 1], 0 or 1
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.PixelUnshuffle(config.stem)]
+        width_in = 3 * config.stem**2
+        for level, (width, blocks) in enumerate(
+            zip(config.widths, config.encoder_blocks, strict=True)
+        ):
+            layers.append(nn.Conv2d(width_in, width, 3, stride=2 if level else 1, padding=1))
+            layers += [Bottleneck(width) for _ in range(blocks)]
+            width_in = width
+        layers.append(_zero(nn.Conv2d(width_in, config.latent_dims, 1)))
+        self.trunk = nn.Sequential(*layers)
+        self.patch = nn.PixelUnshuffle(config.stride)
+        self.linear = nn.Conv2d(3 * config.stride**2, config.latent_dims, 1)
+        self.register_buffer("used", torch.ones(config.latent_dims, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return (self.trunk(x) + self.linear(self.patch(x))) * self.used
+
+
+class Decoder(nn.Module):
+    """Latent [B, M*d, h, w] -> pixels in about [-1, 1], [B,3,h*f,w*f]."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_dims, widths[0], 1)]
+        for level, (width, blocks) in enumerate(
+            zip(widths, config.decoder_blocks[::-1], strict=True)
+        ):
+            layers += [Bottleneck(width) for _ in range(blocks)]
+            last = level == len(widths) - 1
+            factor = config.stem if last else 2
+            width_out = 3 if last else widths[level + 1]
+            up = nn.Conv2d(width, width_out * factor**2, 3, padding=1)
+            layers += [_zero(up) if last else up, nn.PixelShuffle(factor)]
+        self.trunk = nn.Sequential(*layers)
+        self.linear = nn.Conv2d(config.latent_dims, 3 * config.stride**2, 1)
+        self.patch = nn.PixelShuffle(config.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return self.trunk(x) + self.patch(self.linear(x))
+
+
+class PQVAE(nn.Module):
+    """Encoder, product quantizer and decoder: the whole lossy half of the codec."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = ProductQuantizer(config)
+        self.decoder = Decoder(config)
+
+    @torch.no_grad()
+    def refresh_gain(self) -> None:
+        """Take over from the linear decoder what an error of each sub-code costs in the pixels."""
+        power = self.decoder.linear.weight.square().sum(dim=(0, 2, 3))  # [M*d]
+        used = self.encoder.used.flatten()
+        shape = (self.config.subcodes, self.config.subcode_dims)
+        total = (power * used).reshape(shape).sum(1)
+        self.quantizer.gain.copy_(total / used.reshape(shape).sum(1).clamp_min(1.0))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, quality: int) -> Tensor:
+        """uint8 [B,3,H,W], H and W multiples of the stride -> codes int64 [B,H/f,W/f,quality]."""
+        return self.quantizer.encode(self.encoder(to_float(pixels)), quality)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes integer [B,h,w,m] -> uint8 [B,3,h*f,w*f]."""
+        return to_uint8(self.decoder(self.quantizer.decode(codes)))
+
+
+def channels_last(model: PQVAE) -> PQVAE:
+    """Lay the weights out as the convolutions read them."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+@torch.no_grad()
+def start_linear(model: PQVAE, x: Tensor, bits: float) -> None:
+    """Set the linear maps to the leading principal components of the patches of [B,3,H,W].
+
+    ``bits`` is what water-filling gives a sub-code on average: log2(K) for codes of fixed length,
+    less for entropy-coded ones, which spend more than the average on busy places.
+    """
+    config, encoder, decoder = model.config, model.encoder, model.decoder
+    patches = encoder.patch(x).permute(0, 2, 3, 1).flatten(0, 2).double()  # [N, 3 f^2]
+    mean = patches.mean(0)
+    energy, axes = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+    axes, energy = axes.flip(1).T.to(x.dtype), energy.flip(0)  # strongest first
+    for layer in (encoder.linear, decoder.linear):
+        _zero(layer)
+    channels = _allocate(config, energy.tolist(), bits)
+    power = torch.zeros(config.subcodes)  # every sub-code is scaled to unit power
+    for channel, strength in zip(channels, energy.tolist(), strict=False):
+        power[channel // config.subcode_dims] += strength
+    encoder.used.zero_()
+    for channel, axis in zip(channels, axes, strict=False):
+        encoder.used[channel] = 1.0
+        scale = float(power[channel // config.subcode_dims].sqrt())
+        encoder.linear.weight[channel, :, 0, 0] = axis / scale
+        encoder.linear.bias[channel] = -(axis @ mean.to(x.dtype)) / scale  # type: ignore[index]
+        decoder.linear.weight[:, channel, 0, 0] = axis * scale
+    decoder.linear.bias.copy_(mean)  # type: ignore[union-attr]
+
+
+def _allocate(config: AutoencoderConfig, energy: list[float], budget: float) -> list[int]:
+    """The latent channel of each principal component, strongest first.
+
+    Reverse water-filling gives component k log2(sigma_k / theta) bits; consecutive components share
+    a sub-code until its budget of bits is spent.  So sub-code 0 holds two or three strong
+    components, the last ones d weak ones, and every prefix of the sub-codes is close to the best of
+    its rate.
+    """
+    deviation = [math.log2(max(e, 1e-12)) / 2 for e in energy[: config.latent_dims]]
+    low, high = min(deviation) - budget * config.subcodes, max(deviation)
+    for _ in range(60):
+        theta = (low + high) / 2
+        spent = sum(max(0.0, s - theta) for s in deviation)
+        low, high = (theta, high) if spent > budget * config.subcodes else (low, theta)
+    channels: list[int] = []
+    subcode, used, spent = 0, 0, 0.0
+    for bits in (max(0.0, s - high) for s in deviation):
+        over = spent + bits / 2 > budget * (subcode + 1)
+        if (over and subcode < config.subcodes - 1) or used == config.subcode_dims:
+            subcode, used = subcode + 1, 0
+        if subcode == config.subcodes:
+            break
+        channels.append(subcode * config.subcode_dims + used)
+        used, spent = used + 1, spent + bits
+    return channels
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 [0, 255] -> float32 [-1, 1], channels last in memory."""
+    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1.0)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """float [-1, 1] -> uint8 [0, 255], rounded and clamped."""
+    return x.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).contiguous()

@@ -1,0 +1,1 @@
+"""Grids of codes to bytes, and back."""

@@ -1,0 +1,1 @@
+"""The entropy model: a masked transformer in exact integers, and the engines that run it."""
