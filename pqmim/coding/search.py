@@ -36,6 +36,7 @@ from pqmim.prior.tensors import Model
 
 # Where the shipped model's quality and size both still rise: about 0.25 bpp on photographs.
 DEFAULT_PRICE = 0.06
+MAX_SCALE = 2.0**40  # bits a unit of error: beyond it the bits are below float32's last digit
 FEEDBACK = 1.5  # of the drift so far is asked of the positions to come; some will not follow
 
 
@@ -104,7 +105,7 @@ class Choice:
         found = [self.searches[id(grid)] for grid, _ in batch.places]
         errors = [s.errors(at, subcodes) for s, (_, at) in zip(found, batch.places, strict=True)]
         asked = torch.cat([s.shifted(e, subcodes) for s, e in zip(found, errors, strict=True)], 1)
-        scale = found[0].target.gain[subcodes] / self.price
+        scale = (found[0].target.gain[subcodes] / self.price).clamp_max(MAX_SCALE)
         codes = self.model.cheapest(asked, scale, weights)
         batch.put("codes", subcodes, codes.cpu().numpy())
         payloads.put_intervals(self.model, batch, subcodes, weights)
@@ -114,11 +115,11 @@ class Choice:
                 search.note(error, own, subcodes)
 
 
-def search_images(
+def choose(
     model: Model, targets: Sequence[Target], shapes: Sequence[Shape],
     plan: Sequence[int], price: float,
-) -> tuple[list[NDArray[np.uint8]], list[bytes]]:  # fmt: skip
-    """Choose and encode: codes uint8 [h, w, m] and payload of each image.
+) -> list[Grid]:  # fmt: skip
+    """Choose the codes of each image; its grid holds them, with the interval of every one.
 
     Args:
         model: the entropy model.
@@ -143,6 +144,15 @@ def search_images(
         goes_on = group in longest[stage + 1 :]
         for batch, subcodes, weights in payloads.stage_turns(model, grids, stage):
             choice.take(batch, subcodes, weights, goes_on=goes_on)
+    return grids
+
+
+def search_images(
+    model: Model, targets: Sequence[Target], shapes: Sequence[Shape],
+    plan: Sequence[int], price: float,
+) -> tuple[list[NDArray[np.uint8]], list[bytes]]:  # fmt: skip
+    """Choose and encode, as :func:`choose`: codes uint8 [h, w, m] and payload of each image."""
+    grids = choose(model, targets, shapes, plan, price)
     codes = [
         schedule.from_windows(grid.codes, height, width)
         for grid, (height, width, _) in zip(grids, shapes, strict=True)

@@ -1,40 +1,46 @@
-"""The best picture in a given number of bytes: 200, say.
+"""The best picture in a given number of bytes: from 64 to those of the largest file.
 
-At one price of a bit (``pqmim.coding.search``) the image is resized to the largest grid whose file
-fits, encoded, decoded as its reader will, and compared with the original.  The price climbs from
-the middle of a ladder as long as the PSNR rises.  Sizes are of real files: an estimate of the bits
-per position only says what to try next.
+Two things save bytes: a higher price of a bit (``pqmim.coding.search``), and a smaller grid of
+codes, of an image that its reader enlarges.  Where the whole grid fits at a price below a tenth, it
+is best; where it does not, a smaller one is up to 3 dB better.  For one grid the price that uses up
+the budget is found by interpolation, with the latent made once.  Then the next smaller and larger
+grids follow, as long as the PSNR of the picture that a reader sees rises.
 
-Costs about 20 encodings of small images.  Sending every second position and completing the others
-was tried and never won (docs/log.md).
+Costs 10 to 30 searches of codes, most of them on small grids (docs/log.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from pqmim.coding import search as rd
 from pqmim.completion import filling
 from pqmim.files import single
 from pqmim.files.container import MAX_SIDE, Stream
 from pqmim.metrics import psnr
-from pqmim.prior import schedule
+from pqmim.prior import frequencies, schedule
 
 if TYPE_CHECKING:
     from pqmim.codec import Codec
 
-LADDER = (0.01, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0)  # prices of a bit
-MIDDLE = 4  # where the climb begins
-SUBCODES = 16  # what finer ones would say is too dear at every price of the ladder
+LEAST, MOST = 1e-4, 64.0  # prices: the nearest codewords in all but name, and hardly any bits
+TYPICAL_PRICE, TYPICAL_BITS = 0.1, 40.0  # and what a position takes at that price
+STEP = 2**-0.25  # of the sides, from one grid to the next smaller one
 PLAN = schedule.DEFAULT_PLAN
-TRIALS = 3  # encodings of one candidate, more until one fits
-TYPICAL_BITS = 60.0  # a position, before anything is measured
-HEADER = 17  # bytes of version 2, usually
-MAX_STRETCH = 1.15  # of the sides against each other, undone by the reader
+SLACK = 0.003  # of the bytes may be left over
+TRIALS = 12  # prices of one grid
+CLOSE = 0.01  # relative: prices that are nearer than that are the same
+WHOLE_FROM = 4096  # bytes from which a file of the whole grid has a checksum of 32 bits
+
+Point = tuple[float, float | None]  # log(price) and log(bytes / budget), if that is known
 
 
 class BudgetError(ValueError):
@@ -48,6 +54,7 @@ class Choice:
     data: bytes
     stream: Stream
     psnr: float  # dB, of the picture at full size
+    price: float
 
 
 def search(codec: Codec, pixels: Tensor, max_bytes: int) -> Choice:
@@ -61,18 +68,22 @@ def search(codec: Codec, pixels: Tensor, max_bytes: int) -> Choice:
     _check(pixels)
     codec.needed_prior()
     grids = grids_of(*codec.grid(*pixels.shape[1:]))
-    tried: dict[int, Choice | None] = {}
+    made: dict[int, Choice | None] = {}
+    price = TYPICAL_PRICE
 
     def score(at: int) -> float:
-        if at not in tried:
-            tried[at] = _largest(codec, pixels, grids, LADDER[at], max_bytes)
-        found = tried[at]
+        nonlocal price
+        if at not in made:
+            made[at] = choice = _of_grid(codec, pixels, grids[at], max_bytes, price)
+            price = choice.price if choice else price
+        found = made[at]
         return found.psnr if found else 0.0
 
-    climb(score, len(LADDER), MIDDLE)
-    found = [choice for choice in tried.values() if choice]
+    wanted = 8 * max_bytes / TYPICAL_BITS
+    climb(score, len(grids), sum(rows * columns > wanted for rows, columns in grids[:-1]))
+    found = [choice for choice in made.values() if choice]
     if not found:
-        least = len(_encode(codec, pixels, grids[0], LADDER[-1]))
+        least = len(_Grid(codec, pixels, grids[-1], 1, 0).file(MOST))
         raise BudgetError(
             f"{max_bytes} bytes are too few for an image of {pixels.shape[1]} x "
             f"{pixels.shape[2]} pixels: the smallest file has {least}"
@@ -82,7 +93,7 @@ def search(codec: Codec, pixels: Tensor, max_bytes: int) -> Choice:
 
 def climb(score: Callable[[int], float], count: int, at: int) -> int:
     """The index of a maximum of 0..count - 1 that neighbours do not surpass; 0.0 is no result."""
-    while at < count - 1 and score(at) == 0.0:
+    while score(at) == 0.0 and at < count - 1:
         at += 1
     for step in (1, -1):
         while 0 <= at + step < count and score(at + step) > score(at):
@@ -98,49 +109,106 @@ def _check(pixels: Tensor) -> None:
 
 
 def grids_of(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Grids up to rows x columns of about that shape, by the number of positions."""
-    found = {(rows, columns)}
-    for r in range(1, rows + 1):
-        even = r * columns / rows
-        for c in range(max(1, int(even / MAX_STRETCH)), int(even * MAX_STRETCH) + 1):
-            found.add((r, min(c, columns)))
-        found.add((r, min(columns, max(1, round(even)))))
-    return sorted(found, key=lambda grid: (grid[0] * grid[1], grid))
+    """Grids of about that shape, from rows x columns down to 1 x 1."""
+    found, side = [(rows, columns)], 1.0
+    while found[-1] != (1, 1):
+        side *= STEP
+        smaller = max(1, round(rows * side)), max(1, round(columns * side))
+        if smaller != found[-1]:
+            found.append(smaller)
+    return found
 
 
-def _largest(
-    codec: Codec, pixels: Tensor, grids: list[tuple[int, int]], price: float, max_bytes: int
+def _of_grid(
+    codec: Codec, pixels: Tensor, grid: tuple[int, int], max_bytes: int, price: float
 ) -> Choice | None:
-    """The file on the largest grid that fits, as far as a few trials find it."""
-    low, high, best = -1, len(grids), None  # grids[low] fits, grids[high] does not
-    bits, trials = TYPICAL_BITS, 0
-    while high - low > 1 and (trials < TRIALS or best is None):
-        wanted = 8 * (max_bytes - HEADER) / bits
-        at = sum(rows * columns <= wanted for rows, columns in grids) - 1
-        at = min(max(at, low + 1), high - 1)
-        data = _encode(codec, pixels, grids[at], price)
-        if len(data) <= max_bytes:
-            low, best = at, data
-        else:
-            high = at
-        bits = max(0.5, 8 * (len(data) - HEADER) / (grids[at][0] * grids[at][1]))
-        trials += 1
-    return None if best is None else _measure(codec, pixels, best)
+    """The best file on one grid: of all sub-codes, or of fewer if bits are too dear for the last
+    ones even as the most probable codeword; None if none fits."""
+    best, subcodes = None, codec.config.subcodes
+    while subcodes:
+        tried = _Grid(codec, pixels, grid, subcodes, max_bytes)
+        found = tried.fit(max_bytes, price if best is None else best.price)
+        if found is not None and (best is None or found.psnr > best.psnr):
+            best = found
+        elif best is not None:
+            break
+        if best is not None and best.price < TYPICAL_PRICE:
+            break
+        subcodes //= 2
+    return best
 
 
-def _encode(codec: Codec, pixels: Tensor, grid: tuple[int, int], price: float) -> bytes:
-    """The file of an image on a grid."""
-    height, width = pixels.shape[1:]
-    small = filling.resize(pixels, *filling.coded_size(codec, height, width, *grid))
-    subcodes = min(SUBCODES, codec.config.subcodes)
-    codes = codec.search(small[None], subcodes, price, PLAN)[0][0].cpu().numpy()
-    stages = len(schedule.stage_groups(subcodes, PLAN, codec.needed_prior().config.group))
-    return single.compress_compact(codec, codes, height, width, PLAN, stages)
+class _Grid:
+    """An image on one grid of codes: its latent, and its file at any price."""
+
+    def __init__(
+        self, codec: Codec, pixels: Tensor, grid: tuple[int, int], subcodes: int, max_bytes: int
+    ) -> None:
+        self.codec, self.pixels, self.grid = codec, pixels, grid
+        self.whole = max_bytes >= WHOLE_FROM and grid == codec.grid(*pixels.shape[1:])
+        height, width = pixels.shape[1:]
+        small = filling.resize(pixels, *filling.coded_size(codec, height, width, *grid))
+        quantizer, latent = codec.model.quantizer, codec.latent(small[None], subcodes)[0]
+        self.target = rd.Target.of(latent, quantizer.codebook, quantizer.gain)
+        self.shape = (*grid, subcodes)
+        self.codes: NDArray[np.uint8] = np.zeros(self.shape, np.uint8)  # of the last file
+
+    def file(self, price: float) -> bytes:
+        """The file of the codes that are worth their bits."""
+        model = self.codec.needed_prior()
+        (found,) = rd.choose(model, [self.target], [self.shape], PLAN, price)
+        self.codes = schedule.from_windows(found.codes, *self.grid)
+        height, width = self.pixels.shape[1:]
+        start, length = found.intervals()
+        if not self.whole:
+            payload = frequencies.encode_shortest(start, length)
+            return single.compress_compact(
+                self.codec, self.codes, height, width, PLAN, payload=payload
+            )
+        payload = frequencies.encode_intervals(start, length)
+        batch = torch.from_numpy(self.codes)[None]
+        return single.compress_codes(self.codec, batch, height, width, PLAN, payloads=[payload])[0]
+
+    def fit(self, max_bytes: int, price: float) -> Choice | None:
+        """The file of the lowest price that fits, nearly; ``price`` is where to begin.
+
+        Bytes fall with the price, as its root or faster.  So the logarithm of one is a smooth
+        function of that of the other: by interpolation between the nearest price that fits and the
+        nearest that does not, and by halves where that does not help.
+        """
+        low: Point = math.log(LEAST), None
+        high: Point = math.log(MOST), None
+        at, best = min(max(math.log(price), low[0]), high[0]), None
+        enough = max_bytes - max(1.0, SLACK * max_bytes)
+        for trial in range(TRIALS):
+            data = self.file(math.exp(at))
+            over = math.log(len(data) / max_bytes)
+            if over <= 0:
+                best, high = (data, self.codes, math.exp(at)), (at, over)
+            else:
+                low = (at, over)
+            if enough <= len(data) <= max_bytes or high[0] - low[0] < CLOSE:
+                break
+            at = _between(low, high, at + 2 * over, trial)
+        return None if best is None else self._measure(*best)
+
+    def _measure(self, data: bytes, codes: NDArray[np.uint8], price: float) -> Choice:
+        """What the reader of a file will see."""
+        size = self.pixels.shape[1] * self.pixels.shape[2]
+        stream = single.parse(self.codec, data, size)
+        shown = single.show(self.codec, codes, stream, stream.stages, None)
+        return Choice(data, stream, psnr(self.pixels.cpu().numpy(), shown.cpu().numpy()), price)
 
 
-def _measure(codec: Codec, pixels: Tensor, data: bytes) -> Choice:
-    """Decode a file as its reader will."""
-    size = pixels.shape[1] * pixels.shape[2]
-    shown = codec.decompress(data, max_pixels=size).cpu()
-    error = psnr(pixels.cpu().numpy(), shown.numpy())
-    return Choice(data, single.parse(codec, data, size), error)
+def _between(low: Point, high: Point, guess: float, trial: int) -> float:
+    """The next logarithm of a price to try, inside of low .. high."""
+    if low[1] is not None and high[1] is not None and trial % 3:
+        share = (low[1] + SLACK / 2) / max(low[1] - high[1], 1e-9)
+        guess = low[0] + (high[0] - low[0]) * min(max(share, 0.05), 0.95)
+    elif low[1] is not None and high[1] is not None:
+        guess = (low[0] + high[0]) / 2
+    if guess <= low[0]:  # its end has not been tried, unless it has a value
+        return low[0] if low[1] is None else (low[0] + high[0]) / 2
+    if guess >= high[0]:
+        return high[0] if high[1] is None else (low[0] + high[0]) / 2
+    return guess

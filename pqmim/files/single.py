@@ -106,9 +106,12 @@ def compress_codes(
 
 
 def compress_compact(
-    codec: Codec, codes: Codes, height: int, width: int, plan: Sequence[int], stages: int
-) -> bytes:
+    codec: Codec, codes: Codes, height: int, width: int, plan: Sequence[int],
+    stages: int | None = None, payload: bytes | None = None,
+) -> bytes:  # fmt: skip
     """Codes uint8 [h,w,m] of a resized image of height x width -> a ``.pqm`` file of version 2.
+
+    ``payload`` is what ``frequencies.encode_shortest`` makes of them, where that is known already.
 
     Raises:
         NoPriorError: the weights hold no entropy model.
@@ -117,12 +120,15 @@ def compress_compact(
     prior = codec.needed_prior()
     rows, columns, subcodes = codes.shape
     used = tuple(plan[: schedule.groups_of(subcodes, prior.config.group)])
+    if stages is None:
+        stages = len(schedule.stage_groups(subcodes, used, prior.config.group))
     head = Stream(
         model_bytes(codec, COMPACT), height, width, subcodes, used, stages, b"",
         version=COMPACT, rows=rows, columns=columns,
     )  # fmt: skip
     coder = frequencies.encode_shortest
-    (payload,) = code_stream.encode_images(prior, [codes], used, stages, coder)
+    if payload is None:
+        (payload,) = code_stream.encode_images(prior, [codes], used, stages, coder)
     kept = np.where(known_codes(codec, head, stages), codes, 0)
     return container.pack(replace(head, payload=payload), kept.tobytes())
 

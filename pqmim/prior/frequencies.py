@@ -131,24 +131,49 @@ def encode_intervals(start: NDArray[np.int64], length: NDArray[np.int64]) -> byt
 
 
 def encode_shortest(start: NDArray[np.int64], length: NDArray[np.int64]) -> bytes:
-    """The same coder by long integers: whole bytes, not words, most significant first.
+    """The same coder in plain integers: whole bytes, not words, most significant first.
 
-    The shortest bytes that decode whatever follows them.  The time grows as the square of the
-    length: 20 ms for 200 bytes, seconds for 100 kB.
+    The shortest bytes that decode whatever follows them.  Half a second for a million symbols.
     """
-    low, size, scale = 0, 2**64 - 1, 64  # the interval is low .. low + size, in 2**-scale
+    words: list[int] = []  # of 32 bits, most significant first, but for carries
+    low, size = 0, 2**64 - 1  # the interval is low .. low + size, behind the words
     for begin, count in zip(start.tolist(), length.tolist(), strict=True):
         part = size >> TOTAL_BITS
         low, size = low + part * begin, part * count
         if size < 2**32:
-            low, size, scale = low << 32, size << 32, scale + 32
-    count = max(0, scale - size.bit_length()) // 8
-    while True:
-        unit = 1 << max(0, scale - 8 * count)
+            if low >> 64:
+                _carry(words)
+            words.append(low >> 32 & 0xFFFFFFFF)
+            low, size = (low & 0xFFFFFFFF) << 32, size << 32
+    if low >> 64:
+        _carry(words)
+        low &= 2**64 - 1
+    return _shortest(words, low, size)
+
+
+def _carry(words: list[int]) -> None:
+    """Add one to the number that the words are."""
+    at = len(words) - 1
+    while words[at] == 0xFFFFFFFF:
+        words[at] = 0
+        at -= 1
+    words[at] += 1
+
+
+def _shortest(words: list[int], low: int, size: int) -> bytes:
+    """The fewest bytes that name a number range within the words and low .. low + size."""
+    head = np.array(words, dtype=">u4").tobytes()
+    tail = 8  # bytes of low
+    for count in range(tail + 1):
+        unit = 1 << 8 * (tail - count)
         value = -(-low // unit)
         if (value + 1) * unit <= low + size:
-            return value.to_bytes(count, "big")
-        count += 1
+            break
+    if value >> 8 * count:  # rounding up went over the end of low
+        carried = list(words)
+        _carry(carried)
+        head, value = np.array(carried, dtype=">u4").tobytes(), value - (1 << 8 * count)
+    return head + value.to_bytes(count, "big")
 
 
 def to_words(payload: bytes) -> bytes:
