@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pqmim.codec import Codec
 from pqmim.evaluation import coders, rd
-from pqmim.prior.schedule import WINDOW
+from pqmim.prior.config import WINDOW
 
 FLAT = 0.1  # share of the patches
 JPEG_BLOCK = 8

@@ -175,8 +175,7 @@ def ours(archive: bool) -> tuple[Call, Callable[[Any], torch.Tensor]]:
     """The shipped weights, codes searched at the default price; all sub-codes in the default
     stages, or as in an archive."""
     from pqmim.codec import Codec
-    from pqmim.coding import search
-    from pqmim.prior import schedule
+    from pqmim.coding import schedule, search
 
     codec = Codec.load()
 

@@ -22,7 +22,7 @@ import torch
 from benchmarks import encode as job_bench
 from jobs import common
 from pqmim.codec import Codec
-from pqmim.prior import frequencies, schedule
+from pqmim.coding import range_coder, schedule
 
 BATCH = 16
 SYMBOLS = 1 << 20
@@ -81,7 +81,7 @@ def symbols_per_s() -> float:
     rng = np.random.default_rng(0)
     length = rng.integers(1, 1 << 18, SYMBOLS)
     start = rng.integers(0, ADDITION - (1 << 18), SYMBOLS)
-    return SYMBOLS / timed(lambda: frequencies.encode_intervals(start, length), 1.0)
+    return SYMBOLS / timed(lambda: range_coder.encode_intervals(start, length), 1.0)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keep
-from pqmim.prior import schedule
+from pqmim.coding import schedule
 
 STORES = ("bitstream", "codes", "both")
 LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant

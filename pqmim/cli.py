@@ -17,10 +17,10 @@ from PIL import Image
 from pqmim import checkpoint, commands
 from pqmim.autoencoder.config import AutoencoderConfig
 from pqmim.codec import Codec
-from pqmim.coding import search
+from pqmim.coding import schedule, search
 from pqmim.evaluation import command
 from pqmim.files import container
-from pqmim.prior import integers, schedule
+from pqmim.prior import integers
 from pqmim.prior.config import PriorConfig
 
 if TYPE_CHECKING:

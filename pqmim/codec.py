@@ -26,12 +26,12 @@ from pqmim import checkpoint
 from pqmim.autoencoder.network import PQVAE, channels_last, to_float
 from pqmim.autoencoder.padding import reflect_pad
 from pqmim.coding import payloads as code_stream
-from pqmim.coding import search
+from pqmim.coding import schedule, search
 from pqmim.completion import filling
 from pqmim.completion.draw import Rule
 from pqmim.files import budget, single
 from pqmim.files.container import MAX_PIXELS
-from pqmim.prior import integers, schedule, tensors
+from pqmim.prior import engine, integers, load
 
 Codes = NDArray[np.uint8]  # [h, w, m]
 
@@ -56,7 +56,7 @@ class Codec:
         self.config, self.fingerprint = model.config, fingerprint
         self.code_dtype = torch.uint8 if self.config.codewords <= 256 else torch.uint16
         self._prior_checkpoint = prior
-        self._prior: tensors.Model | None = None
+        self._prior: engine.Model | None = None
         self._prior_lock = threading.Lock()
 
     @classmethod
@@ -79,7 +79,7 @@ class Codec:
         return cls(weights.model, weights.fingerprint, device, weights.prior)
 
     @property
-    def prior(self) -> tensors.Model | None:
+    def prior(self) -> engine.Model | None:
         """The entropy model, if the weights hold one: loaded and tested at first use.
 
         Raises:
@@ -87,10 +87,10 @@ class Codec:
         """
         with self._prior_lock:
             if self._prior is None and self._prior_checkpoint is not None:
-                self._prior = tensors.load(self._prior_checkpoint, self.device)
+                self._prior = load.load(self._prior_checkpoint, self.device)
             return self._prior
 
-    def needed_prior(self) -> tensors.Model:
+    def needed_prior(self) -> engine.Model:
         """The entropy model.
 
         Raises:
@@ -284,7 +284,7 @@ class Codec:
 
         Raises:
             NoPriorError: the weights hold no entropy model.
-            pqmim.prior.frequencies.PayloadError: a payload is cut off, or no encoder wrote it.
+            pqmim.prior.range_coder.PayloadError: a payload is cut off, or no encoder wrote it.
             ValueError: a shape that is not of this model.
         """
         shapes = [(h, w, m)] * len(payloads)

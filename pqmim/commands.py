@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pqmim.codec import Codec
+from pqmim.coding import schedule
 from pqmim.completion import masks
 from pqmim.completion.draw import Rule
-from pqmim.prior import schedule
 
 STDIO = "-"
 

@@ -30,7 +30,7 @@ from pipeline.work import images
 from pipeline.work.replica import PENDING_BATCHES, Replica, batch_size
 from pqmim.checkpoint import CheckpointError
 from pqmim.codec import Codec
-from pqmim.prior.frequencies import PayloadError
+from pqmim.coding.range_coder import PayloadError
 
 Wanted = Callable[[Row], bool]
 

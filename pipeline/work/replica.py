@@ -78,7 +78,7 @@ class Replica:
         """Bitstreams of one shape -> codes uint8 [B,h,w,m]; wrong ones give wrong codes.
 
         Raises:
-            pqmim.prior.frequencies.PayloadError: one is cut off, or no encoder wrote it.
+            pqmim.prior.range_coder.PayloadError: one is cut off, or no encoder wrote it.
         """
         with self._device_lock:
             return self.codec.entropy_decode(payloads, h, w, plan.quality, plan.stages).numpy()

@@ -28,9 +28,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pqmim.coding import range_coder, schedule
 from pqmim.coding.windows import NEVER, Batch, Grid, Shape
-from pqmim.prior import frequencies, schedule
-from pqmim.prior.tensors import Model
+from pqmim.prior import frequencies
+from pqmim.prior.engine import Model
 
 WINDOWS_AT_ONCE = {"cpu": 4, "cuda": 128}  # attention scores of 6 MB fit a core's cache
 
@@ -136,7 +137,7 @@ def encode_images(
     images: Sequence[NDArray[np.uint8]],
     plan: Sequence[int],
     sent: int | None = None,
-    coder: Coder = frequencies.encode_intervals,
+    coder: Coder = range_coder.encode_intervals,
 ) -> list[bytes]:
     """Codes [h, w, m] of each image -> its payload, of the first ``sent`` stages (None: all).
 
@@ -175,7 +176,7 @@ def decode_images(
         ValueError, ScheduleError: see :meth:`Grid.of`.
     """
     grids = [Grid.of(np.zeros(shape, np.uint8), plan, model.config, sent) for shape in shapes]
-    coders = [frequencies.Decoder(payload) for payload in payloads]
+    coders = [range_coder.Decoder(payload) for payload in payloads]
     by_grid = {id(grid): coder for grid, coder in zip(grids, coders, strict=True)}
     for stage in range(max((len(grid.groups) for grid in grids), default=0)):
         for batch, subcodes, weights in stage_turns(model, grids, stage):
@@ -183,7 +184,7 @@ def decode_images(
             codes = [_decode(by_grid[id(grid)], own) for grid, _, own in runs]
             batch.put("codes", subcodes, np.concatenate(codes))
     if to_end and not all(coder.exhausted() for coder in coders):
-        raise frequencies.PayloadError("the payload goes on after the last code")
+        raise range_coder.PayloadError("the payload goes on after the last code")
     return [
         schedule.from_windows(grid.codes, height, width)
         for grid, (height, width, _) in zip(grids, shapes, strict=True)
@@ -204,7 +205,7 @@ def decode_prefix(
     grid = Grid.of(np.zeros(shape, dtype=np.uint8), plan, model.config, sent)
     words = payload[: len(payload) // 4 * 4]
     rest = 4 * math.prod(shape) + 8  # no code takes more than 24 bits
-    coders = [frequencies.Decoder(words + fill * rest) for fill in (b"\x00", b"\xff")]
+    coders = [range_coder.Decoder(words + fill * rest) for fill in (b"\x00", b"\xff")]
     whole = 0
     try:
         for stage in range(len(grid.groups)):
@@ -212,15 +213,15 @@ def decode_prefix(
                 rows = weights.to(torch.float32).cpu().numpy()
                 low, high = (_decode(coder, rows) for coder in coders)
                 if (low != high).any():
-                    raise frequencies.PayloadError("cut within this stage")
+                    raise range_coder.PayloadError("cut within this stage")
                 batch.put("codes", subcodes, low)
             whole += 1
-    except frequencies.PayloadError:
+    except range_coder.PayloadError:
         grid.codes[grid.stages >= whole] = 0
     return schedule.from_windows(grid.codes, *shape[:2]), whole
 
 
-def _decode(coder: frequencies.Decoder, weights: NDArray[np.float32]) -> NDArray[np.int32]:
+def _decode(coder: range_coder.Decoder, weights: NDArray[np.float32]) -> NDArray[np.int32]:
     """The next symbols, [n, sub-codes]."""
     flat = weights.reshape(-1, weights.shape[-1])
     return coder.decode(flat).reshape(weights.shape[:2])

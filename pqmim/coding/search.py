@@ -29,10 +29,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.coding import payloads
+from pqmim.coding import payloads, range_coder, schedule
 from pqmim.coding.windows import Batch, Grid, Shape
-from pqmim.prior import frequencies, schedule
-from pqmim.prior.tensors import Model
+from pqmim.prior.engine import Model
 
 # Where the shipped model's quality and size both still rise: about 0.25 bpp on photographs.
 DEFAULT_PRICE = 0.06
@@ -157,4 +156,4 @@ def search_images(
         schedule.from_windows(grid.codes, height, width)
         for grid, (height, width, _) in zip(grids, shapes, strict=True)
     ]
-    return codes, [frequencies.encode_intervals(*grid.intervals()) for grid in grids]
+    return codes, [range_coder.encode_intervals(*grid.intervals()) for grid in grids]

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.prior import schedule
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW, Scalar
+from pqmim.coding import schedule
+from pqmim.coding.schedule import Scalar
+from pqmim.prior.config import WINDOW, PriorConfig
 
 NEVER = -1  # stage of what lies outside the image
 

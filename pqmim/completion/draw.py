@@ -27,12 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pqmim.coding import schedule
 from pqmim.coding.payloads import windows_at_once
 from pqmim.prior import frequencies as entropy
-from pqmim.prior import schedule
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW
-from pqmim.prior.tensors import Model
+from pqmim.prior.config import WINDOW, PriorConfig
+from pqmim.prior.engine import Model
 
 Codes = NDArray[np.uint8]  # [B, h, w, m]
 Mask = NDArray[np.bool_]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.coding import schedule
 from pqmim.completion import draw
 from pqmim.completion.draw import CompletionError
-from pqmim.prior import frequencies, schedule
+from pqmim.prior import frequencies
 
 Mask = NDArray[np.bool_]
 Shape = tuple[int, int, int]  # h, w, m
@@ -20,7 +21,7 @@ def first_stages(shape: Shape, plan: Sequence[int], group: int, stages: int) -> 
 
     Raises:
         CompletionError: fewer than 0 stages, or more than the plan has.
-        pqmim.prior.schedule.ScheduleError: the plan does not cover the sub-codes.
+        pqmim.coding.schedule.ScheduleError: the plan does not cover the sub-codes.
     """
     planned = len(schedule.stage_groups(shape[2], plan, group))
     if not 0 <= stages <= planned:

@@ -21,7 +21,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from pqmim.codec import Codec
-from pqmim.prior import schedule
+from pqmim.coding import schedule
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch
 
 from pqmim import metrics
 from pqmim.codec import Codec
+from pqmim.coding import schedule
 from pqmim.evaluation import coders, published, rate, rd, report
 from pqmim.evaluation.coders import CLASSICAL, OperatingPoint
-from pqmim.prior import schedule
 
 PAGE = "index.html"
 

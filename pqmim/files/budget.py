@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pqmim.coding import range_coder, schedule
 from pqmim.coding import search as rd
 from pqmim.completion import filling
 from pqmim.files import single
 from pqmim.files.container import MAX_SIDE, Stream
 from pqmim.metrics import psnr
-from pqmim.prior import frequencies, schedule
 
 if TYPE_CHECKING:
     from pqmim.codec import Codec
@@ -161,11 +161,11 @@ class _Grid:
         height, width = self.pixels.shape[1:]
         start, length = found.intervals()
         if not self.whole:
-            payload = frequencies.encode_shortest(start, length)
+            payload = range_coder.encode_shortest(start, length)
             return single.compress_compact(
                 self.codec, self.codes, height, width, PLAN, payload=payload
             )
-        payload = frequencies.encode_intervals(start, length)
+        payload = range_coder.encode_intervals(start, length)
         batch = torch.from_numpy(self.codes)[None]
         return single.compress_codes(self.codec, batch, height, width, PLAN, payloads=[payload])[0]
 

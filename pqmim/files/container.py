@@ -17,7 +17,7 @@ Little-endian.  The decoder is named by the hash of its weights, the stage sched
 
 Version 3 is version 1 with 6 bytes of plan, 27 in all, for more than 4 groups of sub-codes.  The
 plan is 6 bits a group, lowest first, 0 after the last group: ``byte & 31 | byte >> 7 << 5`` of a
-plan byte (``pqmim.prior.schedule``).  The checksum is over the header without it, the payload and
+plan byte (``pqmim.coding.schedule``).  The checksum is over the header without it, the payload and
 the codes [h, w, sub-codes], row-major, where codes that were not sent are 0: over the header,
 because a changed size need not change the codes, and over the payload, because a range coder cannot
 see its end.
@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pqmim.prior import frequencies, schedule
+from pqmim.coding import range_coder, schedule
 
 MAGIC = b"PQ"
 WHOLE, COMPACT, LONG = 1, 2, 3  # the versions
@@ -277,7 +277,7 @@ def check(
             )
         grid = (stream.rows, stream.columns)
     codes = grid[0] * grid[1] * stream.quality if stream.stages == stream.planned else 0
-    least = frequencies.least_bytes(codes, codewords)
+    least = range_coder.least_bytes(codes, codewords)
     if whole and len(stream.payload) < least:
         raise BitstreamError(
             f"cut off: {len(stream.payload)} bytes of payload cannot hold {codes} codes"

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim.coding import payloads as code_stream
+from pqmim.coding import range_coder, schedule
+from pqmim.coding.range_coder import PayloadError
 from pqmim.completion import filling
 from pqmim.completion.filling import Fill
 from pqmim.files import container
 from pqmim.files.container import COMPACT, MAX_PIXELS, BitstreamError, Stream
-from pqmim.prior import frequencies, schedule
-from pqmim.prior.frequencies import PayloadError
 
 if TYPE_CHECKING:
     from pqmim.codec import Codec
@@ -47,7 +47,7 @@ def compress_batch(
         codec: the model.
         pixels: RGB.
         quality: sub-codes to keep; None: all.
-        plan: the stage schedule (``pqmim.prior.schedule``); more stages, fewer bytes, more time.
+        plan: the stage schedule (``pqmim.coding.schedule``); more stages, fewer bytes, more time.
         stages: how many of its stages to send; None: all.
         price: squared error that a bit is worth (``pqmim.coding.search``); 0: nearest codewords.
 
@@ -111,7 +111,7 @@ def compress_compact(
 ) -> bytes:  # fmt: skip
     """Codes uint8 [h,w,m] of a resized image of height x width -> a ``.pqm`` file of version 2.
 
-    ``payload`` is what ``frequencies.encode_shortest`` makes of them, where that is known already.
+    ``payload`` is what ``range_coder.encode_shortest`` makes of them, where that is known already.
 
     Raises:
         NoPriorError: the weights hold no entropy model.
@@ -126,7 +126,7 @@ def compress_compact(
         model_bytes(codec, COMPACT), height, width, subcodes, used, stages, b"",
         version=COMPACT, rows=rows, columns=columns,
     )  # fmt: skip
-    coder = frequencies.encode_shortest
+    coder = range_coder.encode_shortest
     if payload is None:
         (payload,) = code_stream.encode_images(prior, [codes], used, stages, coder)
     kept = np.where(known_codes(codec, head, stages), codes, 0)
@@ -175,7 +175,7 @@ def _decode_cut(codec: Codec, stream: Stream) -> tuple[Codes, int]:
         try:
             return decode_alike(codec, [stream])[0], stream.stages
         except BitstreamError:  # cut off, and then only whole words are of use
-            payload = frequencies.to_words(payload[: len(payload) // 4 * 4])
+            payload = range_coder.to_words(payload[: len(payload) // 4 * 4])
     codes, whole = code_stream.decode_prefix(
         codec.needed_prior(), payload, shape, stream.plan, stream.stages
     )
@@ -238,7 +238,7 @@ def decode_alike(codec: Codec, streams: Sequence[Stream]) -> list[Codes]:
     """The checked codes of streams of one plan."""
     shapes = [(*grid(codec, s), s.quality) for s in streams]
     payloads = [
-        frequencies.to_words(s.payload) if s.version == COMPACT else s.payload for s in streams
+        range_coder.to_words(s.payload) if s.version == COMPACT else s.payload for s in streams
     ]
     first = streams[0]
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pqmim.autoencoder.config import ConfigError
 
+WINDOW = 16  # positions a side that the model sees at once, and the period of the order
 MIN_CODEWORDS = 3  # the encoder stands for a table with three columns
 MAX_CODEWORDS = 256  # codes are bytes; the mask token is one more
 MAX_DIMS = 1024  # exact sums of squares and of products (see pqmim.prior.exact)

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW
+from pqmim.prior import products
+from pqmim.prior.config import WINDOW, PriorConfig
 
 ACTIVATION = 127
 RESIDUAL = 2**17 - 1
@@ -42,7 +42,6 @@ WEIGHT_ONE = 128  # attention weight of the best key
 OCTAVE = 32  # steps of an attention score that halve its weight
 LAST_STEP = 384  # from here on a key weighs nothing
 POSITIONS = WINDOW * WINDOW
-INT8_ROWS = 17  # what the int8 kernel of CUDA needs
 OUTSIDE = -(2.0**23)  # below every score
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
@@ -119,11 +118,11 @@ def saturate(x: Tensor, limit: int) -> Tensor:
 def linear(layer: Linear, x: Tensor) -> Tensor:
     """[..., I] in +-127 -> [..., O] in +-limit."""
     rows = x.numel() // x.shape[-1]
-    if layer.bytes_in_out is None or rows < INT8_ROWS:
+    if layer.bytes_in_out is None or rows < products.INT8_ROWS:
         total = F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
     else:
         small = x.reshape(rows, -1).to(torch.int8)
-        total = torch._int_mm(small, layer.bytes_in_out) * layer.scale
+        total = products.int8(small, layer.bytes_in_out) * layer.scale
         total = total.add_(layer.bias).reshape(*x.shape[:-1], -1)
     return saturate(floor(total), layer.limit)
 

@@ -1,7 +1,7 @@
-"""The entropy model on a CPU: int8 products by the tensor library, all else by compiled loops.
+"""The entropy model on a CPU: products by the tensor library, all else by compiled loops.
 
 Same integers as ``pqmim.prior.exact``, a third of its time on one core.  An extra: without numba
-(``pqmim.prior.kernels``), or where the test vector fails, ``pqmim.prior.tensors.load`` takes the
+(``pqmim.prior.kernels``), or where the test vector fails, ``pqmim.prior.load`` takes the
 tensor engine.  The loops run on one thread and release the GIL, so callers may run windows side by
 side; every buffer belongs to its call.
 
@@ -11,6 +11,7 @@ are asked for.  Rows are residuals where sub-codes are chained, operands where t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.prior import exact, kernels, tensors
+from pqmim.prior import engine, exact, kernels, products
 from pqmim.prior import frequencies as entropy
-from pqmim.prior.integers import Arrays, Checkpoint, layer_shapes
+from pqmim.prior.config import PriorConfig
+from pqmim.prior.integers import Arrays, Checkpoint
 
 SIDE, POSITIONS = kernels.SIDE, exact.POSITIONS
 
@@ -29,13 +31,13 @@ SIDE, POSITIONS = kernels.SIDE, exact.POSITIONS
 class Layer:
     """(W x + bias) >> shift, before its limit."""
 
-    weight: Tensor  # [I, O], int8, or float32 where the int8 kernel is not exact
+    weight: Tensor  # [I, O], in the carrier of its form (pqmim.prior.products)
     bias: NDArray[np.int32]
     shift: NDArray[np.int32]
 
     def sums(self, x: Tensor) -> NDArray[np.int32]:
         """W x of int8 [n, I]."""
-        return product(x, self.weight).numpy()
+        return products.product(x, self.weight).numpy()
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,6 @@ class Block:
     down: Layer
 
 
-def product(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Exact int32 product of int8 [n, I] with int8 or, by way of float32, float32 [I, O]."""
-    if weight.dtype == torch.int8:
-        if out is None:
-            return torch._int_mm(x, weight)
-        return torch._int_mm(x, weight, out=out)
-    total = x.to(torch.float32) @ weight
-    return total.to(torch.int32) if out is None else out.copy_(total)
-
-
 def strips_of(position: NDArray[np.integer]) -> NDArray[np.int32]:
     """[heads, 31, 31], key minus query -> [heads, 16, 31 * 16], for each column of queries."""
     columns = [position[:, :, SIDE - 1 - j : 2 * SIDE - 1 - j] for j in range(SIDE)]
@@ -70,14 +62,14 @@ def strips_of(position: NDArray[np.integer]) -> NDArray[np.int32]:
 
 
 class Fused:
-    """The engine behind the interface of :class:`pqmim.prior.tensors.Model`."""
+    """The engine behind the interface of :class:`pqmim.prior.engine.Model`."""
 
     device = torch.device("cpu")
 
-    def __init__(self, checkpoint: Checkpoint, *, int8: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, forms: Mapping[str, str]) -> None:
         self.config, self.model_id = checkpoint.config, checkpoint.model_id
         config, arrays = checkpoint.config, checkpoint.arrays
-        self.carrier = torch.int8 if int8 else torch.float32
+        self.forms = forms
         self.codes = np.ascontiguousarray(arrays["codes"].reshape(-1, config.dims))
         self.first = (np.arange(config.subcodes) * (config.codewords + 1)).astype(np.int32)
         place = arrays["row"].astype(np.int32)[:, None] + arrays["column"].astype(np.int32)
@@ -94,7 +86,8 @@ class Fused:
         self.table = np.array(entropy.exponential_table(), dtype=np.int32)
 
     def _layer(self, arrays: Arrays, name: str, rows: slice = slice(None)) -> Layer:
-        weight = torch.from_numpy(arrays[f"{name}.weight"][rows]).to(self.carrier)
+        carrier = products.FORMS[self.forms[name.split(".")[-1]]]
+        weight = torch.from_numpy(arrays[f"{name}.weight"][rows]).to(carrier)
         bias, shift = (
             arrays[f"{name}.{part}"][rows].astype(np.int32) for part in ("bias", "shift")
         )
@@ -115,14 +108,14 @@ class Fused:
         )
 
     def hidden(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """See :class:`pqmim.prior.tensors.Model`."""
+        """See :class:`pqmim.prior.engine.Model`."""
         everywhere = torch.ones(present.shape, dtype=torch.bool)
         rows = self.rows(tokens, present, everywhere)
         return rows.to(torch.float32).reshape(len(tokens), POSITIONS, -1)
 
     @torch.no_grad()
     def rows(self, tokens: Tensor, present: Tensor, cells: Tensor) -> Tensor:
-        """See :class:`pqmim.prior.tensors.Model`; int8, or int32 if there is a chain."""
+        """See :class:`pqmim.prior.engine.Model`; int8, or int32 if there is a chain."""
         flat = tokens.reshape(-1, self.config.subcodes).numpy() + self.first
         inside = present.reshape(-1).numpy()
         x = np.empty((len(flat), self.config.dims), np.int32)
@@ -192,21 +185,23 @@ class Fused:
         count, heads, dims = len(at), self.config.heads, self.config.dims
         rows = packed if count == POSITIONS else packed[torch.from_numpy(at)]
         queries = rows[:, :dims].split(dims // heads, 1)
-        exact_form = packed if self.carrier == torch.int8 else packed.to(self.carrier)
-        parts = exact_form.split(dims // heads, 1)
+        keys, values = (
+            packed[:, part * dims : (part + 1) * dims].to(products.FORMS[self.forms[name]])
+            for part, name in ((1, "scores"), (2, "mix"))
+        )
+        keys_of, values_of = keys.split(dims // heads, 1), values.split(dims // heads, 1)
         scores = torch.empty((count, POSITIONS), dtype=torch.int32)
         weight = torch.empty((count, POSITIONS), dtype=torch.int8)
         mixed = torch.empty((heads, count, dims // heads), dtype=torch.int32)
         total = np.empty((heads, count), np.int32)
         score_rows, weight_rows = scores.numpy(), weight.numpy()
         for h, own in enumerate(mixed.unbind(0)):
-            product(queries[h], parts[heads + h].T, out=scores)
+            products.product(queries[h], keys_of[h].T, out=scores)
             kernels.attend(
                 score_rows, at, block.strips[h], absent, block.score_shift, weight_rows, total[h]
             )
-            product(weight, parts[2 * heads + h], out=own)
-        values = packed.numpy()[:, 2 * dims :]
-        kernels.mix(mixed.numpy(), total, values, block.value_scale, out)
+            products.product(weight, values_of[h], out=own)
+        kernels.mix(mixed.numpy(), total, packed.numpy()[:, 2 * dims :], block.value_scale, out)
 
     def _operand(self, rows: Tensor, part: int, before: Tensor | None) -> Tensor:
         """Rows -> what the head of a part takes, int8 [n, D]."""
@@ -221,14 +216,14 @@ class Fused:
         return out
 
     def logits(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
-        """See :class:`pqmim.prior.tensors.Model`."""
+        """See :class:`pqmim.prior.engine.Model`."""
         layer, config = self.heads[part], self.config
         total = (layer.sums(self._operand(rows, part, before)) + layer.bias) >> layer.shift
         values = torch.from_numpy(total.clip(-exact.LOGIT, exact.LOGIT)).to(torch.float32)
         return values.reshape(len(rows), config.together, config.codewords)
 
     def frequencies(self, rows: Tensor, part: int, before: Tensor | None = None) -> Tensor:
-        """See :class:`pqmim.prior.tensors.Model`."""
+        """See :class:`pqmim.prior.engine.Model`."""
         layer, config = self.heads[part], self.config
         out = torch.empty((len(rows), config.together, config.codewords))
         kernels.frequencies(
@@ -238,13 +233,13 @@ class Fused:
         return out
 
     def intervals(self, weights: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`pqmim.prior.tensors.Model`."""
+        """See :class:`pqmim.prior.engine.Model`."""
         pair = np.empty((2, len(weights)), np.int64)
         kernels.intervals(weights.contiguous().numpy(), symbols.contiguous().numpy(), pair)
         return torch.from_numpy(pair[0]), torch.from_numpy(pair[1])
 
     def cheapest(self, error: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
-        """See :class:`pqmim.prior.tensors.Model`."""
+        """See :class:`pqmim.prior.engine.Model`."""
         codes = np.empty((error.shape[1], error.shape[0]), np.int64)
         bits = (weights + 1.0).log2_()
         operands = (x.detach().contiguous().numpy() for x in (error, scale, bits))
@@ -254,7 +249,7 @@ class Fused:
 
 def agree(model: Fused) -> bool:
     """Whether frequencies and choices equal the tensor form's on the test vector."""
-    tokens, present = (torch.from_numpy(a)[None] for a in tensors.probe(model.config))
+    tokens, present = (torch.from_numpy(a)[None] for a in engine.probe(model.config))
     rows = model.rows(tokens, present, present)
     weights, wanted = model.frequencies(rows, 0), entropy.weights(model.logits(rows, 0))
     error, scale = wanted.transpose(0, 1).sqrt().to(torch.float32), torch.ones(wanted.shape[1])
@@ -264,18 +259,30 @@ def agree(model: Fused) -> bool:
     return torch.equal(weights.double(), wanted) and all(map(torch.equal, pair, exact_pair))
 
 
-def load(checkpoint: Checkpoint) -> Fused:
-    """The engine, compiled, with int8 products if that kernel is right for all of its shapes.
+def shapes(config: PriorConfig) -> dict[str, products.Shape]:
+    """Rows, inputs and outputs of every product, for one window."""
+    wide, span = config.dims, config.together * config.codewords
+    return {
+        "query_key_value": (POSITIONS, wide, 3 * wide),
+        "scores": (POSITIONS, config.head_dims, POSITIONS),
+        "mix": (POSITIONS, POSITIONS, config.head_dims),
+        "out": (POSITIONS, wide, wide),
+        "up": (POSITIONS, wide, config.hidden),
+        "down": (POSITIONS, config.hidden, wide),
+        "local": (POSITIONS, len(exact.NEIGHBOURS) * wide, wide),
+        "head": (POSITIONS, wide, span),
+    }
+
+
+def load(checkpoint: Checkpoint, form: str | None = None) -> Fused:
+    """The engine, compiled; each product in the form that is the fastest here, or all in one.
 
     Raises:
         RuntimeError: the loops do not compile, or compute something else.
     """
-    config = checkpoint.config
-    shapes = {(inputs, outputs) for outputs, inputs in layer_shapes(config).values()}
-    shapes.add((config.dims, config.together * config.codewords))
-    shapes |= {(config.head_dims, POSITIONS), (POSITIONS, config.head_dims)}
-    int8 = all(tensors.int8_is_exact(*shape, Fused.device) for shape in sorted(shapes))
-    model = Fused(checkpoint, int8=int8)
+    names = shapes(checkpoint.config)
+    forms = dict.fromkeys(names, form) if form else products.choose(names, Fused.device)
+    model = Fused(checkpoint, forms)
     try:
         same = agree(model)
     except (kernels.CompileError, OSError) as error:

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from pqmim.autoencoder.config import ConfigError
 from pqmim.prior import exact
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW
+from pqmim.prior.config import WINDOW, PriorConfig
 
 SPEC = "exact-mim-1"
 MAX_SHIFT = 20

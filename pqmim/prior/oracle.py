@@ -15,8 +15,7 @@ from decimal import Decimal
 import numpy as np
 from numpy.typing import NDArray
 
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW
+from pqmim.prior.config import WINDOW, PriorConfig
 
 Ints = NDArray[np.int64]
 Tensors = Mapping[str, NDArray[np.integer]]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pqmim.autoencoder.network import to_float
 from pqmim.codec import Codec, reflect_pad
-from pqmim.prior import schedule
+from pqmim.coding import schedule
 from pqmim.training import crops
 from pqmim.training.autoencoder import PRICES, SHARES
 

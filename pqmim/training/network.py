@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pqmim.prior import exact, integers
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW
+from pqmim.prior.config import WINDOW, PriorConfig
 
 QUANTILE = 0.9999
 ACTIVATIONS = ("q", "k", "v", "o", "h")

@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.coding import payloads
-from pqmim.prior import exact, schedule, tensors
-from pqmim.prior.config import PriorConfig
-from pqmim.prior.schedule import WINDOW
+from pqmim.coding import payloads, schedule
+from pqmim.prior import exact, load
+from pqmim.prior.config import WINDOW, PriorConfig
 from pqmim.training.network import Prior
 from pqmim.training.to_integers import Powers, calibrate, export, quantise
 
@@ -252,6 +251,6 @@ def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
         parts = [next(stream) for _ in range(4)]
         powers = calibrate(trainer.average, [(b.tokens, b.present) for b in parts])
     checkpoint = export(trainer.average, copy.deepcopy(powers))
-    model = tensors.load(checkpoint, trainer.device)
+    model = load.load(checkpoint, trainer.device)
     bits = payloads.bits_per_code(model, held_out, trainer.recipe.plan)
     return {"bits_per_code": sum(bits) / len(bits), **{f"group_{g}": b for g, b in enumerate(bits)}}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pqmim.prior import exact, integers, tensors
+from pqmim.prior import engine, exact, integers, tensors
 from pqmim.training.network import ACTIVATIONS, Prior, Recorder, relative
 
 TOP = 127.49  # rounds to 127
@@ -215,4 +215,4 @@ def export(prior: Prior, powers: Powers) -> integers.Checkpoint:
     types = integers.tensor_types(config)
     arrays = {k: values[k].cpu().numpy().astype(np.dtype(types[k][1])) for k in types}
     integers.prove(config, arrays)
-    return integers.Checkpoint(config, arrays, tensors.probe_sha256(tensors.Oracle(config, arrays)))
+    return integers.Checkpoint(config, arrays, engine.probe_sha256(tensors.Oracle(config, arrays)))

@@ -22,6 +22,7 @@ from pipeline.learn.learner import Reservoir
 from pipeline.plan import Status
 from pqmim import checkpoint
 from pqmim.codec import Codec
+from pqmim.prior import load
 from pqmim.training import prior_run
 from tests import code_archives
 from tests.models import TINY_PRIOR, tiny_bytes, tiny_prior
@@ -97,10 +98,9 @@ def test_a_run_goes_on_from_the_archives_model_and_resumes(own_time, codes, tmp_
 
 def test_the_first_held_out_figure_is_that_of_the_model_itself(codes, tmp_path):
     from pqmim.coding import payloads
-    from pqmim.prior import tensors
 
     task = learner.Task(str(codes), str(tmp_path / "run"), "shipped", 0.0)
-    given = tensors.load(tiny_prior(), torch.device("cpu"))
+    given = load.load(tiny_prior(), torch.device("cpu"))
     held = list(learner._first_images(task).values())
     bits = payloads.bits_per_code(given, held, learner.PriorRecipe().plan)
     learner.learn(task)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pqmim.coding import payloads
-from pqmim.prior import frequencies, tensors
+from pqmim.prior import engine, frequencies, load, tensors
 from pqmim.prior.config import PriorConfig
 from pqmim.training.network import Prior
 from tests.pqmim.exact_tools import TINY, UNCHAINED, centred, some_codes, tiny_checkpoint
@@ -44,16 +44,16 @@ def windows(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def all_logits(model: tensors.Model | Prior, rows: torch.Tensor) -> list[torch.Tensor]:
+def all_logits(model: engine.Model | Prior, rows: torch.Tensor) -> list[torch.Tensor]:
     """Of every part."""
     config = model.config
     return [
-        model.logits(rows, part, tensors.probe_before(config, part, rows))
+        model.logits(rows, part, engine.probe_before(config, part, rows))
         for part in range(config.subcodes // config.together)
     ]
 
 
-def integer_tables(model: tensors.Model) -> list[np.ndarray]:
+def integer_tables(model: engine.Model) -> list[np.ndarray]:
     """Logits and weights of all positions of both windows, 0.9 M of each."""
     tokens, present = windows(2)
     logits = all_logits(model, model.hidden(tokens, present)[present.reshape(2, -1)])
@@ -87,12 +87,12 @@ def report() -> dict[str, str]:
 def of_model(config: PriorConfig) -> dict[str, str]:
     """What a model of this shape gives."""
     checkpoint = tiny_checkpoint(config)
-    model = tensors.load(checkpoint, torch.device("cpu"))
+    model = load.load(checkpoint, torch.device("cpu"))
     codes = some_codes(19, 35, 6, 3)
     payload = payloads.code_image(model, codes, PLAN)
     decoded = payloads.decode_image(model, payload, codes.shape, PLAN)
     engines = {
-        "float32": tensors.Engine(checkpoint, torch.device("cpu"), int8=False),
+        "float32": tensors.Engine(checkpoint, torch.device("cpu"), form="float32"),
         "loaded": model,
     }
     return {

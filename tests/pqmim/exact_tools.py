@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.prior import integers, oracle, tensors
+from pqmim.prior import engine, integers, oracle, tensors
 from pqmim.prior.config import PriorConfig
 
 TINY = PriorConfig(
@@ -56,7 +56,7 @@ def tiny_checkpoint(config: PriorConfig = TINY) -> integers.Checkpoint:
     """Proven, with the test vector's hash from the oracle."""
     arrays = tiny_arrays(config)
     integers.prove(config, arrays)
-    return integers.Checkpoint(config, arrays, tensors.probe_sha256(tensors.Oracle(config, arrays)))
+    return integers.Checkpoint(config, arrays, engine.probe_sha256(tensors.Oracle(config, arrays)))
 
 
 def some_codes(height: int, width: int, subcodes: int, seed: int) -> NDArray[np.uint8]:
@@ -66,7 +66,7 @@ def some_codes(height: int, width: int, subcodes: int, seed: int) -> NDArray[np.
 
 
 def compare_with_oracle(
-    model: tensors.Model, arrays: integers.Arrays, tokens: Tensor, present: Tensor
+    model: engine.Model, arrays: integers.Arrays, tokens: Tensor, present: Tensor
 ) -> int:
     """Hidden states and logits of every position that is present; how many logits."""
     config, hidden, compared = model.config, model.hidden(tokens, present), 0
@@ -75,7 +75,7 @@ def compare_with_oracle(
         rows = out[p.reshape(-1)]
         assert (rows.numpy() == wanted).all()
         for part in range(config.subcodes // config.together):
-            before = tensors.probe_before(config, part, rows)
+            before = engine.probe_before(config, part, rows)
             logits = oracle.logits(config, arrays, wanted, part, before.numpy())
             assert (model.logits(rows, part, before).numpy() == logits).all()
             compared += logits.size

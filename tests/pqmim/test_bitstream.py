@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pqmim.coding import schedule
 from pqmim.files import container
 from pqmim.files.container import BitstreamError, Stream
-from pqmim.prior import schedule
 
 STREAM = Stream(bytes(range(8)), 300, 70, 6, (4, 130), 5, b"\x01\x02\x03\x04")
 CODES = b"codes"

@@ -14,13 +14,13 @@ import torch
 
 from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec, NoPriorError
+from pqmim.coding import range_coder
 from pqmim.completion import filling
 from pqmim.completion.draw import Rule
 from pqmim.files import budget, single
 from pqmim.files.budget import BudgetError
 from pqmim.files.container import BitstreamError
 from pqmim.metrics import psnr
-from pqmim.prior import frequencies
 from tests import photos
 from tests.models import TINY, TINY_PRIOR, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg, tiny_checkpoint
@@ -183,11 +183,11 @@ def test_the_shortest_payload_decodes_whatever_follows():
         ends = weights.cumsum(1)
         own = weights[np.arange(count), symbols]
         start = (ends[np.arange(count), symbols] - own + symbols).astype(np.int64)
-        short = frequencies.encode_shortest(start, own.astype(np.int64) + 1)
-        words = frequencies.encode_intervals(start, own.astype(np.int64) + 1)
+        short = range_coder.encode_shortest(start, own.astype(np.int64) + 1)
+        words = range_coder.encode_intervals(start, own.astype(np.int64) + 1)
         assert len(short) <= max(len(words), 1)
         for rest in (b"", b"\xff" * 9, b"\x00\xff" * 4):
-            decoder = frequencies.Decoder(frequencies.to_words(short + rest))
+            decoder = range_coder.Decoder(range_coder.to_words(short + rest))
             assert (decoder.decode(weights.astype(np.float32)) == symbols).all()
 
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from pqmim import checkpoint
 from pqmim.codec import Codec, NoPriorError
+from pqmim.coding.range_coder import PayloadError
 from pqmim.files.container import HEADER_BYTES, BitstreamError
-from pqmim.prior import exact, tensors
-from pqmim.prior.frequencies import PayloadError
+from pqmim.prior import exact, load, tensors
 from tests import fuzz_bitstream
 from tests.models import tiny_bytes, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg
@@ -220,9 +220,8 @@ def test_compress_refuses_what_it_cannot_mean(arguments, says):
 
 
 def test_the_prior_is_loaded_once_by_many_threads(monkeypatch):
-    loads = []
-    load = tensors.load
-    monkeypatch.setattr(tensors, "load", lambda *args: loads.append(1) or load(*args))
+    loads, real = [], load.load
+    monkeypatch.setattr(load, "load", lambda *args: loads.append(1) or real(*args))
     fresh = tiny_codec(prior=True)
     assert not loads, "loaded at first use"
     data = small()[0]
@@ -235,8 +234,8 @@ def test_the_prior_is_loaded_once_by_many_threads(monkeypatch):
 def test_a_machine_that_computes_wrongly_falls_back_to_the_oracle(monkeypatch, caplog):
     norm = exact.norm
     monkeypatch.setattr(exact, "norm", lambda x: norm(x) + (x > 300))
-    slower = functools.partial(tensors.Engine, device=torch.device("cpu"), int8=False)
-    monkeypatch.setattr(tensors, "fused_engine", slower)  # which has a norm of its own
+    slower = functools.partial(tensors.Engine, device=torch.device("cpu"))
+    monkeypatch.setattr(load, "_compiled", slower)  # which has a norm of its own
     fresh = tiny_codec(prior=True)
     with caplog.at_level(logging.WARNING):
         assert isinstance(fresh.prior, tensors.Oracle)

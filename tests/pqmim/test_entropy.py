@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pqmim.coding import range_coder
 from pqmim.prior import frequencies, oracle
 from tests.pqmim.exact_tools import centred, lcg
 
@@ -81,10 +82,10 @@ def test_interval_bytes_equal_full_tables_and_a_coder_by_hand(
     weights = frequencies.weights(random_logits(count, codewords, spread, seed))
     symbols = lcg(count, seed + 1) % codewords
     start, length = frequencies.intervals(weights, torch.from_numpy(symbols))
-    payload = frequencies.encode_intervals(start.numpy(), length.numpy())
+    payload = range_coder.encode_intervals(start.numpy(), length.numpy())
     assert payload == full_rows(symbols, weights.numpy())
     assert payload == encode_by_hand(list(zip(start.tolist(), length.tolist(), strict=True)))
-    decoder = frequencies.Decoder(payload)
+    decoder = range_coder.Decoder(payload)
     decoded = decoder.decode(weights.numpy().astype(np.float32))
     assert (decoded == symbols).all() and decoder.exhausted()
 
@@ -96,7 +97,7 @@ def test_first_and_last_symbols_and_the_longest_interval_code_the_same() -> None
     weights = frequencies.weights(logits)
     start, length = frequencies.intervals(weights, torch.from_numpy(symbols))
     assert length.tolist() == [TOTAL - 255] * 3 + [1]
-    got = frequencies.encode_intervals(start.numpy(), length.numpy())
+    got = range_coder.encode_intervals(start.numpy(), length.numpy())
     assert got == full_rows(symbols, weights.numpy())
 
 
@@ -104,7 +105,7 @@ def test_chunks_of_symbols_decode_like_the_whole() -> None:
     weights = frequencies.weights(random_logits(90, 256, 300, 5))
     symbols = lcg(90, 6) % 256
     start, length = frequencies.intervals(weights, torch.from_numpy(symbols))
-    decoder = frequencies.Decoder(frequencies.encode_intervals(start.numpy(), length.numpy()))
+    decoder = range_coder.Decoder(range_coder.encode_intervals(start.numpy(), length.numpy()))
     rows = weights.numpy().astype(np.float32)
     parts = [decoder.decode(rows[a:b]) for a, b in ((0, 1), (1, 1), (1, 64), (64, 90))]
     assert (np.concatenate(parts) == symbols).all()
@@ -118,12 +119,12 @@ def test_the_coder_costs_at_most_four_bytes_over_the_ideal() -> None:
     symbols = np.array([rng.choice(256, p=row) for row in p])
     start, length = frequencies.intervals(weights, torch.from_numpy(symbols))
     ideal = float((24 - np.log2(length.numpy())).sum()) / 8
-    size = len(frequencies.encode_intervals(start.numpy(), length.numpy()))
+    size = len(range_coder.encode_intervals(start.numpy(), length.numpy()))
     assert ideal <= size <= ideal + 4
 
 
 def test_nothing_is_no_bytes() -> None:
-    assert frequencies.encode_intervals(np.empty(0, np.int64), np.empty(0, np.int64)) == b""
+    assert range_coder.encode_intervals(np.empty(0, np.int64), np.empty(0, np.int64)) == b""
 
 
 @pytest.mark.parametrize(
@@ -131,18 +132,18 @@ def test_nothing_is_no_bytes() -> None:
 )
 def test_impossible_intervals_are_refused(start: int, length: int) -> None:
     with pytest.raises(ValueError, match="interval"):
-        frequencies.encode_intervals(np.array([start]), np.array([length]))
+        range_coder.encode_intervals(np.array([start]), np.array([length]))
 
 
 @pytest.mark.parametrize("row", [[-1.0, TOTAL - 1.0], [1.0, 1.0], [0.5, TOTAL - 2.5]])
 def test_wrong_weights_are_refused(row: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
-        frequencies.Decoder(b"").decode(np.array([row], dtype=np.float32))
+        range_coder.Decoder(b"").decode(np.array([row], dtype=np.float32))
 
 
 def test_a_payload_of_odd_length_is_refused() -> None:
-    with pytest.raises(frequencies.PayloadError, match="multiple of 4"):
-        frequencies.Decoder(b"12345")
+    with pytest.raises(range_coder.PayloadError, match="multiple of 4"):
+        range_coder.Decoder(b"12345")
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,21 +154,21 @@ def test_no_payload_holds_more_information_than_its_bits(seed, spread, likely):
     weight = frequencies.weights(logits)
     symbols = logits.argmax(-1) if likely else torch.from_numpy(rng.integers(0, 256, len(logits)))
     start, length = (x.numpy() for x in frequencies.intervals(weight, symbols))
-    payload = frequencies.encode_intervals(start, length)
+    payload = range_coder.encode_intervals(start, length)
     assert 8 * len(payload) >= 24 * len(length) - np.log2(length).sum()
-    assert len(payload) >= frequencies.least_bytes(len(length), 256)
+    assert len(payload) >= range_coder.least_bytes(len(length), 256)
     rows = weight.to(torch.float32).numpy()
     for rest in (b"", bytes(400), b"\xff" * 400):  # what follows the last word does not matter
-        assert (frequencies.Decoder(payload + rest).decode(rows) == symbols.numpy()).all()
+        assert (range_coder.Decoder(payload + rest).decode(rows) == symbols.numpy()).all()
 
 
 def test_a_payload_that_ends_early_or_that_nobody_wrote_is_an_error():
     weight = frequencies.weights(torch.zeros(100, 256))
     symbols = torch.from_numpy(lcg(100, 5) % 256)
     start, length = (x.numpy() for x in frequencies.intervals(weight, symbols))
-    payload, rows = frequencies.encode_intervals(start, length), weight.to(torch.float32).numpy()
-    assert frequencies.Decoder(payload).decode(rows).shape == (100,)
-    with pytest.raises(frequencies.PayloadError, match="ends before the last code"):
-        frequencies.Decoder(payload[:-8]).decode(rows)
-    with pytest.raises(frequencies.PayloadError, match="no encoder wrote"):
-        frequencies.Decoder(b"\xff" * len(payload)).decode(rows)
+    payload, rows = range_coder.encode_intervals(start, length), weight.to(torch.float32).numpy()
+    assert range_coder.Decoder(payload).decode(rows).shape == (100,)
+    with pytest.raises(range_coder.PayloadError, match="ends before the last code"):
+        range_coder.Decoder(payload[:-8]).decode(rows)
+    with pytest.raises(range_coder.PayloadError, match="no encoder wrote"):
+        range_coder.Decoder(b"\xff" * len(payload)).decode(rows)

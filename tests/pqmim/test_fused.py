@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -13,8 +14,9 @@ import torch
 
 import pqmim
 from pqmim.coding import payloads
-from pqmim.prior import exact, frequencies, integers, oracle, tensors
+from pqmim.prior import exact, frequencies, integers, load, oracle, products, tensors
 from pqmim.prior.config import PriorConfig
+from pqmim.prior.engine import probe_sha256
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import (
     TINY,
@@ -51,14 +53,14 @@ def some_windows(config: PriorConfig, batch: int) -> tuple[torch.Tensor, torch.T
     return torch.from_numpy(tokens), torch.from_numpy(present)
 
 
-@pytest.mark.parametrize("int8", [True, False])
+@pytest.mark.parametrize("form", products.FORMS)
 def test_hidden_states_and_logits_equal_the_oracle(
-    checkpoint: integers.Checkpoint, int8: bool
+    checkpoint: integers.Checkpoint, form: str
 ) -> None:
     config = checkpoint.config
-    if int8 and not tensors.int8_is_exact(64, 32, CPU):
+    if form == "int8" and not products.is_exact(64, 32, CPU):
         pytest.skip("this CPU's int8 kernels are not exact")
-    model = fused.Fused(checkpoint, int8=int8)
+    model = fused.load(checkpoint, form)
     tokens, present = some_windows(config, 2)
     assert compare_with_oracle(model, checkpoint.arrays, tokens, present) > 0
 
@@ -68,7 +70,7 @@ def test_rows_asked_for_are_those_of_all(checkpoint: integers.Checkpoint, share:
     model = fused.load(checkpoint)
     tokens, present = some_windows(checkpoint.config, 3)
     cells = present & torch.from_numpy(np.random.default_rng(0).random((3, 16, 16)) < share)
-    wanted = tensors.Engine(checkpoint, CPU, int8=False).hidden(tokens, present)
+    wanted = tensors.Engine(checkpoint, CPU, form="float32").hidden(tokens, present)
     rows = model.rows(tokens, present, cells)
     assert torch.equal(rows.float(), wanted.flatten(0, 1)[cells.reshape(-1)])
 
@@ -93,9 +95,9 @@ def saturated(seed: int) -> integers.Arrays:
 def test_saturated_models_equal_the_oracle(seed: int) -> None:
     arrays = saturated(seed)
     integers.prove(TINY, arrays)
-    want = tensors.probe_sha256(tensors.Oracle(TINY, arrays))
+    want = probe_sha256(tensors.Oracle(TINY, arrays))
     model = fused.load(integers.Checkpoint(TINY, arrays, want))
-    assert tensors.probe_sha256(model) == want
+    assert probe_sha256(model) == want
 
 
 @pytest.mark.parametrize("dims", [8, 128, 1000, 1024])
@@ -158,12 +160,12 @@ def test_payloads_are_the_tensor_engine_s_and_each_reads_the_other(
     height: int, width: int, subcodes: int, plan: tuple[int, ...]
 ) -> None:
     checkpoint = tiny_checkpoint(TINY)
-    model, plain = fused.load(checkpoint), tensors.Engine(checkpoint, CPU, int8=False)
+    model, plain = fused.load(checkpoint), tensors.Engine(checkpoint, CPU, form="float32")
     codes = some_codes(height, width, subcodes, seed=height)
     payload = payloads.code_image(model, codes, plan)
     assert payload == payloads.code_image(plain, codes, plan)
-    for engine in (model, plain):
-        assert (payloads.decode_image(engine, payload, codes.shape, plan) == codes).all()
+    for each in (model, plain):
+        assert (payloads.decode_image(each, payload, codes.shape, plan) == codes).all()
 
 
 def test_threads_side_by_side_give_the_same() -> None:
@@ -175,8 +177,15 @@ def test_threads_side_by_side_give_the_same() -> None:
     assert all(torch.equal(one, wanted) for one in found)
 
 
-def test_loading_takes_the_compiled_engine() -> None:
-    assert isinstance(tensors.load(tiny_checkpoint(TINY), CPU), fused.Fused)
+@pytest.mark.parametrize(
+    ("slow", "taken"), [(tensors.Engine, fused.Fused), (fused.Fused, tensors.Engine)]
+)
+def test_loading_takes_the_faster_engine(
+    slow: type, taken: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = slow.rows
+    monkeypatch.setattr(slow, "rows", lambda *args: time.sleep(1) or rows(*args))
+    assert isinstance(load.load(tiny_checkpoint(TINY), CPU), taken)
 
 
 def test_without_numba_the_tensor_engine_runs(
@@ -187,7 +196,7 @@ def test_without_numba_the_tensor_engine_runs(
         monkeypatch.delitem(sys.modules, f"pqmim.prior.{name}")
         monkeypatch.delattr(pqmim.prior, name)
     with caplog.at_level(logging.INFO):
-        model = tensors.load(tiny_checkpoint(TINY), CPU)
+        model = load.load(tiny_checkpoint(TINY), CPU)
     assert isinstance(model, tensors.Engine) and "for want of numba" in caplog.text
 
 
@@ -200,9 +209,9 @@ def test_a_compiled_engine_that_computes_wrongly_is_replaced(
         right(total, bias + 300, shift, out)
 
     monkeypatch.setattr(kernels, "requantise", wrong)
-    model = tensors.load(tiny_checkpoint(TINY), CPU)
+    model = load.load(tiny_checkpoint(TINY), CPU)
     assert isinstance(model, tensors.Engine)
-    assert "wrong test vector on cpu (compiled)" in caplog.text
+    assert "wrong test vector on cpu, compiled" in caplog.text
 
 
 def test_loops_that_do_not_compile_or_differ_are_reported(
@@ -211,10 +220,10 @@ def test_loops_that_do_not_compile_or_differ_are_reported(
     broken = kernels.compiled(lambda x, gain, out: x.no_such_attribute)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "norm", broken)
-        assert isinstance(tensors.load(tiny_checkpoint(TINY), CPU), tensors.Engine)
+        assert isinstance(load.load(tiny_checkpoint(TINY), CPU), tensors.Engine)
         assert "do not compile" in caplog.text
     monkeypatch.setattr(kernels, "intervals", lambda rows, symbols, pair: pair.fill(1))
-    assert isinstance(tensors.load(tiny_checkpoint(TINY), CPU), tensors.Engine)
+    assert isinstance(load.load(tiny_checkpoint(TINY), CPU), tensors.Engine)
     assert "differ from the tensor form" in caplog.text
 
 
@@ -227,7 +236,7 @@ def test_a_function_that_cannot_be_cached_compiles_all_the_same() -> None:
 def test_windows_alike_before_the_first_stage_are_computed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = tensors.Engine(tiny_checkpoint(TINY), CPU, int8=False)
+    model = tensors.Engine(tiny_checkpoint(TINY), CPU, form="float32")
     sizes, rows = [], model.rows
     monkeypatch.setattr(model, "rows", lambda t, p, c: sizes.append(len(t)) or rows(t, p, c))
     payloads.code_image(model, some_codes(16, 40, 4, 1), (2,))

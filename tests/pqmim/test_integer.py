@@ -18,9 +18,10 @@ import torch
 
 from pqmim.coding import payloads
 from pqmim.coding.windows import Grid
-from pqmim.prior import exact, frequencies, integers, oracle
+from pqmim.prior import exact, frequencies, integers, load, oracle, products
 from pqmim.prior import tensors as integer
 from pqmim.prior.config import PriorConfig
+from pqmim.prior.engine import probe_before, probe_sha256
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import (
     TINY,
@@ -66,7 +67,7 @@ def checkpoint() -> integers.Checkpoint:
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: integers.Checkpoint) -> integer.Engine:
-    return integer.Engine(checkpoint, CPU, int8=False)
+    return integer.Engine(checkpoint, CPU, form="float32")
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +172,8 @@ def test_another_order_of_summation_changes_nothing(
         arrays[f"{name}.weight"] = weight[rows]
         for part in ("bias", "shift"):
             arrays[f"{name}.{part}"] = arrays[f"{name}.{part}"][rows]
-    permuted = integer.Engine(dataclasses.replace(checkpoint, arrays=arrays), CPU, int8=False)
-    assert integer.probe_sha256(permuted) == checkpoint.probe_sha256
+    permuted = integer.Engine(dataclasses.replace(checkpoint, arrays=arrays), CPU, form="float32")
+    assert probe_sha256(permuted) == checkpoint.probe_sha256
 
 
 def in_float64(part: Any) -> Any:
@@ -190,7 +191,7 @@ def in_float64(part: Any) -> Any:
 def test_float64_gives_the_same_integers(
     checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
-    wide = integer.Engine(checkpoint, CPU, int8=False)
+    wide = integer.Engine(checkpoint, CPU, form="float32")
     wide.net = in_float64(wide.net)
     tokens, present = exact_harness.windows(2)
     hidden = wide.hidden(tokens, present)
@@ -223,7 +224,7 @@ def test_a_gpu_gives_the_integers_of_the_cpu(
     inside = present.reshape(batch, -1)
     assert (hidden.cpu()[inside] == wanted[inside]).all()
     for part in range(TINY.subcodes // TINY.together):
-        before = integer.probe_before(TINY, part, wanted[inside])
+        before = probe_before(TINY, part, wanted[inside])
         logits = engine.logits(wanted[inside], part, before)
         found = gpu.logits(hidden[inside.cuda()], part, before.cuda())
         assert (found.cpu() == logits).all()
@@ -235,7 +236,7 @@ def test_a_gpu_gives_the_integers_of_the_cpu(
 def test_a_gpu_writes_the_bytes_of_the_cpu_and_each_reads_the_other(
     checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
-    gpu = integer.load(checkpoint, torch.device("cuda"))
+    gpu = load.load(checkpoint, torch.device("cuda"))
     assert gpu.device.type == "cuda"
     codes = some_codes(40, 35, 8, 9)
     payload = payloads.code_image(gpu, codes, (4, 2))
@@ -245,12 +246,12 @@ def test_a_gpu_writes_the_bytes_of_the_cpu_and_each_reads_the_other(
 
 
 @pytest.mark.skipif(
-    not integer.int8_is_exact(64, 32, CPU), reason="this CPU's int8 kernels are not exact"
+    not products.is_exact(64, 32, CPU), reason="this CPU's int8 kernels are not exact"
 )
 def test_int8_kernels_that_pass_the_test_give_the_same_integers(
     checkpoint: integers.Checkpoint, engine: integer.Engine
 ) -> None:
-    fast = integer.Engine(checkpoint, CPU, int8=True)
+    fast = integer.Engine(checkpoint, CPU, form="int8")
     assert fast.net.blocks[0].down.bytes_in_out is not None
     tokens, present = exact_harness.windows(4)
     hidden = fast.hidden(tokens, present)
@@ -289,9 +290,9 @@ def test_a_saturated_model_equals_the_oracle() -> None:
         if name in ("codes", "row", "column"):
             a[:] = np.where(a >= 0, 32767, -32767)
     integers.prove(TINY, arrays)
-    want = integer.probe_sha256(integer.Oracle(TINY, arrays))
-    model = integer.Engine(integers.Checkpoint(TINY, arrays, want), CPU, int8=False)
-    assert integer.probe_sha256(model) == want
+    want = probe_sha256(integer.Oracle(TINY, arrays))
+    model = integer.Engine(integers.Checkpoint(TINY, arrays, want), CPU, form="float32")
+    assert probe_sha256(model) == want
 
 
 def damaged(checkpoint: integers.Checkpoint, name: str, value: int) -> integers.Arrays:
@@ -343,16 +344,16 @@ def test_a_device_that_computes_wrongly_is_replaced_by_the_oracle(
 ) -> None:
     norm = exact.norm
     monkeypatch.setattr(exact, "norm", lambda x: norm(x) + (x > 300))
-    monkeypatch.setattr(integer, "fused_engine", partial(integer.Engine, device=CPU, int8=False))
+    monkeypatch.setattr(load, "_compiled", partial(integer.Engine, device=CPU))
     with caplog.at_level(logging.WARNING):
-        model = integer.load(checkpoint, CPU)
+        model = load.load(checkpoint, CPU)
     assert isinstance(model, integer.Oracle)
     assert "wrong test vector on cpu" in caplog.text and "oracle" in caplog.text
 
 
 def test_a_wrong_test_vector_is_an_error(checkpoint: integers.Checkpoint) -> None:
     with pytest.raises(integers.CheckpointError, match="test vector"):
-        integer.load(dataclasses.replace(checkpoint, probe_sha256="0" * 64), CPU)
+        load.load(dataclasses.replace(checkpoint, probe_sha256="0" * 64), CPU)
 
 
 def test_square_roots_are_repaired() -> None:
@@ -386,7 +387,7 @@ def test_a_batch_of_images_codes_like_each_alone(
 ) -> None:
     images = [some_codes(18, 7, 8, 1), some_codes(5, 5, 3, 2), some_codes(16, 33, 6, 3)]
     together = payloads.encode_images(engine, images, (4, 2))
-    fast = integer.load(checkpoint, CPU)
+    fast = load.load(checkpoint, CPU)
     assert together == [payloads.code_image(fast, image, (4, 2)) for image in images]
     decoded = payloads.decode_images(engine, together, [i.shape for i in images], (4, 2))
     assert all((a == b).all() for a, b in zip(images, decoded, strict=True))

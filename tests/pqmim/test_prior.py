@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pqmim.autoencoder.config import ConfigError
-from pqmim.coding import payloads
-from pqmim.prior import exact, integers, schedule, tensors
+from pqmim.coding import payloads, schedule
+from pqmim.prior import exact, integers, load, tensors
 from pqmim.prior.config import PriorConfig
+from pqmim.prior.engine import probe_before
 from pqmim.training import prior as training
 from pqmim.training import prior_run
 from pqmim.training.masters import masters
@@ -59,7 +60,7 @@ def test_training_forward_equals_the_engine_on_a_million_logits(trained: trainin
     stream = training.batches(related_codes(2, 20, 24), RECIPE, 5, CPU)
     powers = calibrate(trained.average, [(b.tokens, b.present) for b in (next(stream),)])
     checkpoint = export(trained.average, powers)
-    engine = tensors.Engine(checkpoint, CPU, int8=False)
+    engine = tensors.Engine(checkpoint, CPU, form="float32")
     net = quantise(trained.average, powers)
     tokens, present = exact_harness.windows(4)
     hidden = exact.hidden(net, tokens, present)
@@ -69,7 +70,7 @@ def test_training_forward_equals_the_engine_on_a_million_logits(trained: trainin
     assert (mine == theirs).all()
     compared = 0
     for part in range(TINY.subcodes // TINY.together):
-        before = tensors.probe_before(TINY, part, theirs)
+        before = probe_before(TINY, part, theirs)
         logits = exact.logits(net, mine, part, before)
         assert (logits == engine.logits(theirs, part, before)).all()
         compared += logits.numel()
@@ -155,7 +156,7 @@ def test_a_run_learns_exports_and_resumes(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, minutes=0.05, integer_share=0.3)
     trainer = prior_run.begin(recipe, tmp_path, CPU, *START, None)
     checkpoint = prior_run.train(trainer, images[1:], images[:1], tmp_path, log_every=5)
-    model = tensors.load(checkpoint, CPU)
+    model = load.load(checkpoint, CPU)
     lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     first, last = lines[0], lines[-1]
     assert first["step"] == 0 < last["step"]
@@ -183,9 +184,7 @@ def test_a_run_goes_on_in_floats_from_a_model_without_a_chain(tmp_path: Path) ->
 
 def test_ideal_code_length_is_what_the_coder_writes(trained: training.Trainer) -> None:
     tokens, present = exact_harness.windows(2)
-    model = tensors.load(
-        export(trained.average, calibrate(trained.average, [(tokens, present)])), CPU
-    )
+    model = load.load(export(trained.average, calibrate(trained.average, [(tokens, present)])), CPU)
     codes = related_codes(1, 20, 24)[0]
     bits = payloads.bits_per_code(model, [codes], (4, 2))
     ideal = sum(bits) * codes.size / 2 / 8

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqmim.prior import schedule
-from pqmim.prior.schedule import CHECKERBOARD, QUINCUNX, ScheduleError
+from pqmim.coding import schedule
+from pqmim.coding.schedule import CHECKERBOARD, QUINCUNX, ScheduleError
 
 BYTES = [*range(1, 17), *range(129, 138)]
 

@@ -11,7 +11,7 @@ import torch
 from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec
 from pqmim.coding import payloads
-from pqmim.prior import tensors
+from pqmim.prior import load
 from pqmim.prior.integers import Checkpoint
 from pqmim.training import translate
 from tests.models import TINY, tiny_codec, tiny_prior
@@ -35,7 +35,7 @@ def photographs(count: int) -> list[torch.Tensor]:
 
 
 def bits(checkpoint: Checkpoint, codes: np.ndarray) -> float:
-    model = tensors.load(checkpoint, CPU)
+    model = load.load(checkpoint, CPU)
     return float(np.mean(payloads.bits_per_code(model, [codes], (2, 1))))
 
 

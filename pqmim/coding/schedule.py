@@ -24,9 +24,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.prior.config import WINDOW
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-WINDOW = 16  # positions a side that the model sees at once, and the period of the order
 MAX_SQUARE = 16
 HALVING = 128
 MAX_HALVING = 9  # 2 ** 8 positions a window
