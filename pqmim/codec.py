@@ -1,212 +1,34 @@
-"""The codec: pixels -> latent -> codes -> bytes, and back.
+"""The codec: pixels to ``.pqm`` files and back, by a tokenizer that is one weights file.
 
-    pixels uint8 [B,3,H,W] --pad--> encoder --latent--> quantizer --codes [B,h,w,m]-->
-        prior --frequencies--> range coder --payload--> container --> bytes
-    bytes --> container --payload--> range coder <--frequencies-- prior
-        --codes--> quantizer --latent--> decoder --crop--> pixels uint8 [B,3,H,W]
-
-``h = ceil(H / f)``, ``w = ceil(W / f)``; the first m of M sub-codes are kept (``quality``), raw
-rate ``m * log2(K) / f**2`` bits per pixel.  Codes of the same batch shape on the same machine are
-always the same; another kernel may flip a code that lies between two codewords, which the picture
-does not show.  What is stored is the codes, and they are never computed twice.
+The methods are thin: files are made in ``pqmim.files``, and what was not sent is filled in
+``pqmim.completion``; both take a :class:`pqmim.tokenizer.Tokenizer`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim import checkpoint
-from pqmim.autoencoder.network import PQVAE, channels_last, to_float
-from pqmim.autoencoder.padding import reflect_pad
-from pqmim.coding import payloads as code_stream
-from pqmim.coding import schedule, search
+from pqmim.coding import schedule
 from pqmim.completion import filling
 from pqmim.completion.draw import Rule
+from pqmim.context import plainly
 from pqmim.files import budget, single
 from pqmim.files.container import MAX_PIXELS
-from pqmim.prior import engine, integers, load
+from pqmim.tokenizer import NoPriorError, Tokenizer
+
+__all__ = ["Codec", "Codes", "NoPriorError"]
 
 Codes = NDArray[np.uint8]  # [h, w, m]
 
 
-class NoPriorError(ValueError):
-    """The weights hold no entropy model, so there are codes but no bitstreams."""
-
-
-class Codec:
+class Codec(Tokenizer):
     """A loaded model on one device; its methods may be called from several threads."""
 
-    def __init__(
-        self,
-        model: PQVAE,
-        fingerprint: str,
-        device: str | torch.device = "cpu",
-        prior: integers.Checkpoint | None = None,
-    ) -> None:
-        self.device = torch.device(device)
-        self.model = channels_last(model.eval().to(self.device))
-        self.model.refresh_gain()
-        self.config, self.fingerprint = model.config, fingerprint
-        self.code_dtype = torch.uint8 if self.config.codewords <= 256 else torch.uint16
-        self._prior_checkpoint = prior
-        self._prior: engine.Model | None = None
-        self._prior_lock = threading.Lock()
-
-    @classmethod
-    def load(
-        cls, name_or_path: str | Path = "default", device: str | torch.device = "cpu"
-    ) -> Codec:
-        """Load weights by path, shipped name or fingerprint.
-
-        Raises:
-            pqmim.checkpoint.CheckpointError: missing or damaged weights.
-        """
-        return cls.from_bytes(checkpoint.read(name_or_path), device, name=str(name_or_path))
-
-    @classmethod
-    def from_bytes(
-        cls, data: bytes, device: str | torch.device = "cpu", name: str = "weights"
-    ) -> Codec:
-        """Load the bytes of a weights file, as an archive stores them."""
-        weights = checkpoint.parse(data, name)
-        return cls(weights.model, weights.fingerprint, device, weights.prior)
-
-    @property
-    def prior(self) -> engine.Model | None:
-        """The entropy model, if the weights hold one: loaded and tested at first use.
-
-        Raises:
-            pqmim.checkpoint.CheckpointError: it does not reproduce its own test vector.
-        """
-        with self._prior_lock:
-            if self._prior is None and self._prior_checkpoint is not None:
-                self._prior = load.load(self._prior_checkpoint, self.device)
-            return self._prior
-
-    def needed_prior(self) -> engine.Model:
-        """The entropy model.
-
-        Raises:
-            NoPriorError: the weights hold none.
-        """
-        prior = self.prior
-        if prior is None:
-            raise NoPriorError(
-                f"model {self.fingerprint[:16]} has no entropy model, so it makes codes but no "
-                "bitstreams; use weights that hold one"
-            )
-        return prior
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the code grid of an image."""
-        stride = self.config.stride
-        return -(-height // stride), -(-width // stride)
-
-    def bpp(self, quality: int) -> float:
-        """Raw rate in bits per pixel, without the padding."""
-        return quality * (self.config.codewords - 1).bit_length() / self.config.stride**2
-
-    def encode(self, pixels: Tensor, quality: int | None = None) -> Tensor:
-        """uint8 [B,3,H,W] -> codes uint8 (uint16 if K > 256) [B,h,w,quality], on the device.
-
-        Raises:
-            ValueError: another dtype or shape, or a quality outside 1..M.
-        """
-        padded, quality = self._padded(pixels, quality)
-        return self.model.encode(padded, quality).to(self.code_dtype)
-
-    @torch.no_grad()
-    def search(
-        self, pixels: Tensor, quality: int | None = None, price: float = search.DEFAULT_PRICE,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN,
-    ) -> tuple[Tensor, list[bytes]]:  # fmt: skip
-        """The codes that are worth their bits, and their payloads (:mod:`pqmim.coding.search`).
-
-        Args:
-            pixels: uint8 [B,3,H,W].
-            quality: sub-codes to keep; None: all.
-            price: squared error that a bit is worth; a higher one gives smaller files.
-            plan: the stage schedule.
-
-        Returns:
-            Codes uint8 [B,h,w,quality] on the CPU, and what :meth:`entropy_encode` makes of them.
-
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            ValueError: see :meth:`encode`; or a price that is not above 0.
-        """
-        return self.search_latent(self.latent(pixels, quality), price, plan)
-
-    @torch.no_grad()
-    def latent(self, pixels: Tensor, quality: int | None = None) -> Tensor:
-        """uint8 [B,3,H,W] -> float [B,h,w,quality,d]: what :meth:`search_latent` starts from."""
-        padded, quality = self._padded(pixels, quality)
-        latent = self.model.encoder(to_float(padded)).permute(0, 2, 3, 1)
-        shape = (*latent.shape[:3], self.config.subcodes, self.config.subcode_dims)
-        return latent.reshape(shape)[..., :quality, :]
-
-    @torch.no_grad()
-    def search_latent(
-        self, latent: Tensor, price: float, plan: Sequence[int] = schedule.DEFAULT_PLAN
-    ) -> tuple[Tensor, list[bytes]]:
-        """The second half of :meth:`search`: float [B,h,w,m,d] -> codes and payloads."""
-        prior, quantizer = self.needed_prior(), self.model.quantizer
-        targets = [search.Target.of(v, quantizer.codebook, quantizer.gain) for v in latent]
-        shape = (int(latent.shape[1]), int(latent.shape[2]), int(latent.shape[3]))
-        codes, payloads = search.search_images(prior, targets, [shape] * len(latent), plan, price)
-        return torch.from_numpy(np.stack(codes)), payloads
-
-    def _padded(self, pixels: Tensor, quality: int | None) -> tuple[Tensor, int]:
-        """Checked pixels, padded, on the device; and the checked quality."""
-        quality = self.config.subcodes if quality is None else quality
-        if not 1 <= quality <= self.config.subcodes:
-            raise ValueError(f"quality {quality} is outside 1..{self.config.subcodes}")
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            shape = tuple(pixels.shape)
-            raise ValueError(f"pixels must be uint8 [B,3,H,W], not {pixels.dtype} {shape}")
-        if min(pixels.shape) < 1:
-            raise ValueError(f"an empty batch or image: {tuple(pixels.shape)}")
-        return reflect_pad(pixels.to(self.device), self.config.stride), quality
-
-    def decode(self, codes: Tensor, height: int, width: int, known: Tensor | None = None) -> Tensor:
-        """Codes [B,h,w,m] of images of height x width -> uint8 [B,3,height,width].
-
-        Args:
-            codes: their values.
-            height: of the images, in pixels.
-            width: of the images.
-            known: bool of the codes' shape; what is False there is absent, whatever it holds.
-
-        Raises:
-            ValueError: codes that cannot be of such an image or such a model.
-        """
-        self.check_codes(codes, height, width)
-        codes = codes.to(self.device, torch.int64)
-        if known is not None:
-            return filling.decode_known(self, codes, known, height, width)
-        return self.model.decode(codes)[..., :height, :width].contiguous()
-
-    def check_codes(self, codes: Tensor, height: int, width: int) -> None:
-        """Raises ValueError for codes that cannot be of such an image or such a model."""
-        if codes.ndim != 4 or tuple(codes.shape[1:3]) != self.grid(height, width):
-            rows, columns = self.grid(height, width)
-            raise ValueError(
-                f"codes {tuple(codes.shape)} are not [B, {rows}, {columns}, m] of "
-                f"{height} x {width} pixels at stride {self.config.stride}"
-            )
-        if not 1 <= codes.shape[3] <= self.config.subcodes:
-            raise ValueError(f"{codes.shape[3]} sub-codes, the model has {self.config.subcodes}")
-        values, end = codes.to(torch.int64), self.config.codewords  # uint16 has no min
-        if codes.numel() and not 0 <= int(values.min()) <= int(values.max()) < end:
-            raise ValueError(f"codes outside 0..{self.config.codewords - 1}: of another model?")
-
+    @plainly
     def compress(
         self, pixels: Tensor, quality: int | None = None,
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
@@ -214,6 +36,7 @@ class Codec:
         """uint8 [3,H,W] -> a ``.pqm`` file; see :func:`pqmim.files.single.compress_batch`."""
         return single.compress_batch(self, pixels[None], quality, plan, stages, price)[0]
 
+    @plainly
     def compress_batch(
         self, pixels: Tensor, quality: int | None = None,
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
@@ -221,6 +44,7 @@ class Codec:
         """uint8 [B,3,H,W] -> one ``.pqm`` file an image; see :mod:`pqmim.files.single`."""
         return single.compress_batch(self, pixels, quality, plan, stages, price)
 
+    @plainly
     def compress_codes(
         self, codes: Tensor, height: int, width: int,
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None,
@@ -228,10 +52,12 @@ class Codec:
         """Codes [B,h,w,m] -> one ``.pqm`` file an image; see :mod:`pqmim.files.single`."""
         return single.compress_codes(self, codes, height, width, plan, stages)
 
+    @plainly
     def compress_to(self, pixels: Tensor, max_bytes: int) -> bytes:
         """uint8 [3,H,W] -> a ``.pqm`` file of at most so many bytes (:mod:`pqmim.files.budget`)."""
         return budget.search(self, pixels, max_bytes).data
 
+    @plainly
     def decompress(
         self, data: bytes, *, partial: bool = False, fill: filling.Fill | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -239,16 +65,19 @@ class Codec:
         """A ``.pqm`` file -> uint8 [3,H,W]; see :func:`pqmim.files.single.decompress`."""
         return single.decompress(self, data, partial=partial, fill=fill, max_pixels=max_pixels)
 
+    @plainly
     def decompress_batch(
         self, data: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
     ) -> list[Tensor]:
         """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none."""
         return single.decompress_batch(self, data, max_pixels=max_pixels)
 
+    @plainly
     def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
         """A whole ``.pqm`` file -> its codes uint8 [h,w,m]."""
         return single.decompress_codes(self, data, max_pixels=max_pixels)
 
+    @plainly
     def complete(
         self, codes: Tensor, known: Tensor, *,
         steps: int = 8, temperature: float = 1.0, seed: int | Sequence[int] = 0,
@@ -257,36 +86,7 @@ class Codec:
         seeds = seed if isinstance(seed, int) else tuple(seed)
         return filling.complete(self, codes, known, Rule(steps, temperature, seeds))
 
+    @plainly
     def preview(self, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
         """Pixels of known codes, and the mean of others (:mod:`pqmim.completion.filling`)."""
         return filling.preview(self, codes, known, height, width)
-
-    def entropy_encode(
-        self, codes: Tensor, plan: Sequence[int] = schedule.DEFAULT_PLAN
-    ) -> list[bytes]:
-        """Codes uint8 [B,h,w,m] -> one bare payload an image, without container.
-
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            ValueError: codes that are not of this model.
-        """
-        images = list(codes.cpu().numpy())
-        return code_stream.encode_images(self.needed_prior(), images, plan)
-
-    def entropy_decode(
-        self, payloads: Sequence[bytes], h: int, w: int, m: int,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN,
-    ) -> Tensor:  # fmt: skip
-        """Undo :meth:`entropy_encode`: payloads of one shape -> codes uint8 [B,h,w,m] on the CPU.
-
-        m may be smaller than what was encoded, if it is a multiple of the prior's group.  Most
-        damage decodes to wrong codes: compare a checksum of the result.
-
-        Raises:
-            NoPriorError: the weights hold no entropy model.
-            pqmim.prior.range_coder.PayloadError: a payload is cut off, or no encoder wrote it.
-            ValueError: a shape that is not of this model.
-        """
-        shapes = [(h, w, m)] * len(payloads)
-        decoded = code_stream.decode_images(self.needed_prior(), payloads, shapes, plan)
-        return torch.from_numpy(np.stack(decoded) if decoded else np.zeros((0, h, w, m), np.uint8))

@@ -33,7 +33,7 @@ from pipeline.tars.samples import Sample, ShardReader
 from pipeline.work import images
 from pipeline.work.readahead import ByteBudget, read_ahead
 from pipeline.work.replica import PENDING_BATCHES, Clock, Replica, batch_size, resident_bytes
-from pqmim.codec import reflect_pad
+from pqmim.autoencoder.padding import reflect_pad
 from pqmim.metrics import psnr
 
 

@@ -9,24 +9,21 @@ The mean is nearest to the image in squared error and blurred; a draw is sharp a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pqmim.autoencoder.network import to_uint8
 from pqmim.completion import draw
-from pqmim.completion.draw import CompletionError, Rule
-
-if TYPE_CHECKING:
-    from pqmim.codec import Codec
+from pqmim.completion.draw import Rule
+from pqmim.tokenizer import Tokenizer
 
 Fill = Literal["absent", "mean"] | Rule
 
 
-def complete(codec: Codec, codes: Tensor, known: Tensor, rule: Rule) -> Tensor:
+def complete(codec: Tokenizer, codes: Tensor, known: Tensor, rule: Rule) -> Tensor:
     """Codes uint8 [B,h,w,m] of which some are ``known`` (bool) -> all of them, on the CPU.
 
     Known codes stay; the rest is the same for a seed on every device and at any batch size.
@@ -39,8 +36,7 @@ def complete(codec: Codec, codes: Tensor, known: Tensor, rule: Rule) -> Tensor:
     return torch.from_numpy(draw.complete(codec.needed_prior(), *arrays, rule))
 
 
-@torch.no_grad()
-def preview(codec: Codec, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
+def preview(codec: Tokenizer, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
     """uint8 [B,3,height,width] of the codes that are known and the mean of the others.
 
     Raises:
@@ -54,40 +50,11 @@ def preview(codec: Codec, codes: Tensor, known: Tensor, height: int, width: int)
     codes = codes.masked_fill(~known.to(codes.device), 0)
     codec.check_codes(codes, height, width)
     filled = torch.from_numpy(means).flatten(3).permute(0, 3, 1, 2)
-    return _decode_mixed(codec, codes, known, filled, (height, width))
-
-
-@torch.no_grad()
-def decode_known(codec: Codec, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [B,3,height,width] of the codes that are known; the others are absent.
-
-    Raises:
-        CompletionError: a mask of another shape.
-    """
-    if known.shape != codes.shape or known.dtype != torch.bool:
-        raise CompletionError(
-            f"the mask must be bool {tuple(codes.shape)} as the codes, not {known.dtype} "
-            f"{tuple(known.shape)}"
-        )
-    absent = codec.model.quantizer.absent[: codes.shape[3]].reshape(1, -1, 1, 1)
-    return _decode_mixed(codec, codes, known, absent, (height, width))
-
-
-def _decode_mixed(
-    codec: Codec, codes: Tensor, known: Tensor, other: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """Pixels of the codewords where they are known and of another latent where not."""
-    latent = codec.model.quantizer.decode(codes.to(codec.device, torch.int64))
-    there = known.to(codec.device).permute(0, 3, 1, 2)
-    there = there.repeat_interleave(codec.config.subcode_dims, 1)
-    sent = there.shape[1]
-    latent[:, :sent] = torch.where(there, latent[:, :sent], other.to(latent))
-    height, width = size
-    return to_uint8(codec.model.decoder(latent))[..., :height, :width].contiguous()
+    return codec.decode_mixed(codes, known, filled, height, width)
 
 
 def picture(
-    codec: Codec, codes: Tensor, known: Tensor | None, size: tuple[int, int], fill: Fill
+    codec: Tokenizer, codes: Tensor, known: Tensor | None, size: tuple[int, int], fill: Fill
 ) -> Tensor:
     """Pixels [3,H,W] of codes [1,h,w,m], all of which are there if ``known`` is None."""
     if known is None:
@@ -99,7 +66,9 @@ def picture(
     return codec.decode(complete(codec, codes, known, fill), *size)[0]
 
 
-def coded_size(codec: Codec, height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+def coded_size(
+    codec: Tokenizer, height: int, width: int, rows: int, columns: int
+) -> tuple[int, int]:
     """Pixels of what a grid of codes stands for: the image itself, or one resized to fill it."""
     if codec.grid(height, width) == (rows, columns):
         return height, width

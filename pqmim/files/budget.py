@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +26,7 @@ from pqmim.completion import filling
 from pqmim.files import single
 from pqmim.files.container import MAX_SIDE, Stream
 from pqmim.metrics import psnr
-
-if TYPE_CHECKING:
-    from pqmim.codec import Codec
+from pqmim.tokenizer import Tokenizer
 
 LEAST, MOST = 1e-4, 64.0  # prices: the nearest codewords in all but name, and hardly any bits
 TYPICAL_PRICE, TYPICAL_BITS = 0.1, 40.0  # and what a position takes at that price
@@ -57,7 +54,7 @@ class Choice:
     price: float
 
 
-def search(codec: Codec, pixels: Tensor, max_bytes: int) -> Choice:
+def search(codec: Tokenizer, pixels: Tensor, max_bytes: int) -> Choice:
     """uint8 [3,H,W] -> the best file of at most ``max_bytes``.
 
     Raises:
@@ -120,7 +117,7 @@ def grids_of(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def _of_grid(
-    codec: Codec, pixels: Tensor, grid: tuple[int, int], max_bytes: int, price: float
+    codec: Tokenizer, pixels: Tensor, grid: tuple[int, int], max_bytes: int, price: float
 ) -> Choice | None:
     """The best file on one grid: of all sub-codes, or of fewer if bits are too dear for the last
     ones even as the most probable codeword; None if none fits."""
@@ -142,7 +139,7 @@ class _Grid:
     """An image on one grid of codes: its latent, and its file at any price."""
 
     def __init__(
-        self, codec: Codec, pixels: Tensor, grid: tuple[int, int], subcodes: int, max_bytes: int
+        self, codec: Tokenizer, pixels: Tensor, grid: tuple[int, int], subcodes: int, max_bytes: int
     ) -> None:
         self.codec, self.pixels, self.grid = codec, pixels, grid
         self.whole = max_bytes >= WHOLE_FROM and grid == codec.grid(*pixels.shape[1:])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,15 +25,13 @@ from pqmim.completion import filling
 from pqmim.completion.filling import Fill
 from pqmim.files import container
 from pqmim.files.container import COMPACT, MAX_PIXELS, BitstreamError, Stream
-
-if TYPE_CHECKING:
-    from pqmim.codec import Codec
+from pqmim.tokenizer import Tokenizer
 
 Codes = NDArray[np.uint8]  # [h, w, m]
 
 
 def compress_batch(
-    codec: Codec,
+    codec: Tokenizer,
     pixels: Tensor,
     quality: int | None = None,
     plan: Sequence[int] = schedule.DEFAULT_PLAN,
@@ -68,7 +65,7 @@ def compress_batch(
 
 
 def compress_codes(
-    codec: Codec,
+    codec: Tokenizer,
     codes: Tensor,
     height: int,
     width: int,
@@ -106,7 +103,7 @@ def compress_codes(
 
 
 def compress_compact(
-    codec: Codec, codes: Codes, height: int, width: int, plan: Sequence[int],
+    codec: Tokenizer, codes: Codes, height: int, width: int, plan: Sequence[int],
     stages: int | None = None, payload: bytes | None = None,
 ) -> bytes:  # fmt: skip
     """Codes uint8 [h,w,m] of a resized image of height x width -> a ``.pqm`` file of version 2.
@@ -134,7 +131,7 @@ def compress_compact(
 
 
 def decompress(
-    codec: Codec,
+    codec: Tokenizer,
     data: bytes,
     *,
     partial: bool = False,
@@ -163,7 +160,7 @@ def decompress(
     return show(codec, codes, stream, stages, fill)
 
 
-def _decode_cut(codec: Codec, stream: Stream) -> tuple[Codes, int]:
+def _decode_cut(codec: Tokenizer, stream: Stream) -> tuple[Codes, int]:
     """The codes of a stream that may be cut off, and how many of its stages are whole.
 
     Raises:
@@ -185,7 +182,7 @@ def _decode_cut(codec: Codec, stream: Stream) -> tuple[Codes, int]:
 
 
 def decompress_batch(
-    codec: Codec, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+    codec: Tokenizer, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
 ) -> list[Tensor]:
     """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none.
 
@@ -206,17 +203,17 @@ def decompress_batch(
     return [image for image in images if image is not None]
 
 
-def decompress_codes(codec: Codec, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
+def decompress_codes(codec: Tokenizer, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
     """A whole ``.pqm`` file -> its codes uint8 [h,w,m]; errors as :func:`decompress`."""
     return decode_alike(codec, [parse(codec, data, max_pixels)])[0]
 
 
-def model_bytes(codec: Codec, version: int) -> bytes:
+def model_bytes(codec: Tokenizer, version: int) -> bytes:
     """What a file says of its model."""
     return bytes.fromhex(codec.fingerprint)[: container.MODEL_BYTES[version]]
 
 
-def parse(codec: Codec, data: bytes, max_pixels: int, *, whole: bool = True) -> Stream:
+def parse(codec: Tokenizer, data: bytes, max_pixels: int, *, whole: bool = True) -> Stream:
     """A file that this model can decode; errors as :func:`decompress`."""
     config = codec.needed_prior().config
     stream = container.parse(data)
@@ -227,14 +224,14 @@ def parse(codec: Codec, data: bytes, max_pixels: int, *, whole: bool = True) -> 
     return stream
 
 
-def grid(codec: Codec, stream: Stream) -> tuple[int, int]:
+def grid(codec: Tokenizer, stream: Stream) -> tuple[int, int]:
     """Rows and columns of the codes in a file."""
     if stream.version == COMPACT:
         return stream.rows, stream.columns
     return codec.grid(stream.height, stream.width)
 
 
-def decode_alike(codec: Codec, streams: Sequence[Stream]) -> list[Codes]:
+def decode_alike(codec: Tokenizer, streams: Sequence[Stream]) -> list[Codes]:
     """The checked codes of streams of one plan."""
     shapes = [(*grid(codec, s), s.quality) for s in streams]
     payloads = [
@@ -254,13 +251,13 @@ def decode_alike(codec: Codec, streams: Sequence[Stream]) -> list[Codes]:
     return decoded
 
 
-def known_codes(codec: Codec, stream: Stream, stages: int) -> NDArray[np.bool_]:
+def known_codes(codec: Tokenizer, stream: Stream, stages: int) -> NDArray[np.bool_]:
     """[h, w, m]: which codes the first ``stages`` stages hold."""
     group = codec.needed_prior().config.group
     return schedule.stage_map(*grid(codec, stream), stream.quality, stream.plan, group) < stages
 
 
-def show(codec: Codec, codes: Codes, stream: Stream, stages: int, fill: Fill | None) -> Tensor:
+def show(codec: Tokenizer, codes: Codes, stream: Stream, stages: int, fill: Fill | None) -> Tensor:
     """Pixels [3,H,W] of codes of which the first ``stages`` stages are there."""
     size = coded = (stream.height, stream.width)
     if stream.version == COMPACT:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pqmim.autoencoder.network import to_float
-from pqmim.codec import Codec, reflect_pad
+from pqmim.autoencoder.padding import reflect_pad
+from pqmim.codec import Codec
 from pqmim.coding import schedule
 from pqmim.training import crops
 from pqmim.training.autoencoder import PRICES, SHARES

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqmim.codec import Codec, reflect_pad
+from pqmim.autoencoder.padding import reflect_pad
+from pqmim.codec import Codec
 from tests.models import tiny_codec
 
 

@@ -222,7 +222,7 @@ def test_masks():
     ],
 )
 def test_what_cannot_be_is_refused(call, says):
-    with pytest.raises(CompletionError, match=says):
+    with pytest.raises(ValueError, match=says):
         call()
 
 
