@@ -20,12 +20,13 @@ import torch
 
 from jobs import common
 from pipeline.archive import table
-from pipeline.plan import Plan, Resources, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, Resources, ShardResult, ShardSpec, Status
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
 from pipeline.work import decoder
-from pipeline.work.encoder import encode_rows
+from pipeline.work.encoder import by_status, encode_rows
 from pipeline.work.replica import Clock, Replica
+from pipeline.work.shard import payload_bytes
 from pqmim import checkpoint
 from pqmim.codec import Codec
 
@@ -74,13 +75,11 @@ def calibrate(spec: ShardSpec, plan: Plan, replica: Replica) -> Calibration:
     begin = time.perf_counter()
     rows, pixels = encode_rows(samples, plan, replica, Clock())  # type: ignore[arg-type]  # iterated only
     seconds = time.perf_counter() - begin
-    counts = {s.value: sum(row.status is s for row in rows) for s in Status}
-    code_bytes = sum(row.payload_bytes for row in rows)
-    counts = {status: count for status, count in counts.items() if count}
-    result = ShardResult(spec.shard_id, spec.url, spec.size, spec.etag, "done", counts, pixels,
-                         code_bytes, 0, "", "")  # fmt: skip
-    data = table.write_table(rows, plan, spec, result)
-    return Calibration(spec, counts, source_bytes, len(data), code_bytes, pixels, seconds, bare)
+    facts = Facts(by_status(rows), pixels, payload_bytes(rows))
+    data = table.write_table(rows, plan, spec, ShardResult.of(spec, facts))
+    return Calibration(
+        spec, facts.rows, source_bytes, len(data), facts.code_bytes, pixels, seconds, bare
+    )
 
 
 def first_samples(spec: ShardSpec, plan: Plan) -> tuple[list[Sample], int]:

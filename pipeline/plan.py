@@ -51,6 +51,17 @@ class ShardSpec:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What the work on a shard found: a ShardResult without its table and its cost."""
+
+    rows: dict[str, int]  # by status
+    pixels: int = 0  # of ok images, as encoded
+    code_bytes: int = 0  # payload of ok images; with both columns that of the bitstreams
+    damage: tuple[str, ...] = ()  # what is wrong with the tar
+    outcome: str = "done"  # or "damaged": readable rows are committed, the shard counts as failed
+
+
+@dataclass(frozen=True)
 class ShardResult:
     """One processed shard: all that a replica sends back, and the body of its ledger entry."""
 
@@ -58,20 +69,27 @@ class ShardResult:
     url: str
     source_size: int
     source_etag: str
-    outcome: str  # "done", or "damaged": readable rows are committed, the shard counts as failed
-    rows: dict[str, int]  # by status
-    pixels: int  # of ok images, as encoded
-    code_bytes: int  # payload of ok images; with both columns that of the bitstreams
-    table_bytes: int
-    table_sha256: str
-    table_etag: str
-    damage: tuple[str, ...] = ()  # what is wrong with the tar
+    outcome: str  # this and the next three, and damage: see Facts
+    rows: dict[str, int]
+    pixels: int
+    code_bytes: int
+    table_bytes: int = 0  # this and the next two are known once it is in the store
+    table_sha256: str = ""
+    table_etag: str = ""
+    damage: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # read, decode, encode, code, write
     wall_s: float = 0.0
     rss_bytes: int = 0
     attempt: int = 1
     adopted: bool = False  # the table was already there, from an attempt whose ledger was lost
     retries: int = 0  # storage requests repeated; absent in entries of older versions
+
+    @classmethod
+    def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
+        """What the work on a shard found, and what it cost."""
+        named: dict[str, Any] = {"shard_id": spec.shard_id, "url": spec.url}
+        named |= {"source_size": spec.size, "source_etag": spec.etag}
+        return cls(**named, **vars(facts), **cost)
 
     def to_json(self) -> bytes:
         """The ledger entry."""
@@ -96,9 +114,7 @@ class Plan:
     inputs_digest: str  # sha256 over (url, size, etag) of the sorted listing
     store: str = "bitstream"  # payload columns: one of STORES
     stages: tuple[int, ...] = schedule.FAST_PLAN  # of the bitstreams: 2.5 % larger, 1.2 x faster
-    price: float = (
-        0.0  # squared error that a bit is worth (pqmim.coding.search); 0: nearest codewords
-    )
+    price: float = 0.0  # squared error that a bit is worth (pqmim.coding); 0: nearest codewords
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     keep: tuple[str, ...] = ()  # passthrough columns, "txt" or "json.label:int32"
     resize: int | None = None  # shorter side, pixels

@@ -30,20 +30,26 @@ class Meter:
     ) -> None:  # fmt: skip
         self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self.stream, self.clock = stream or sys.stderr, clock
-        self.shown = clock()
+        self.shown = clock() - LINE_EVERY_S  # the first line at once
         self.bar: tqdm | None = None
         if not quiet and self.stream.isatty():
-            self.bar = tqdm(total=total, desc=what, unit=unit, file=self.stream, leave=False)
+            form = (
+                "{desc}: {percentage:3.0f}%|{bar:20}| {postfix}" if total else "{desc}: {postfix}"
+            )
+            self.bar = tqdm(
+                total=total, desc=what, file=self.stream, leave=False, bar_format=form
+            )  # fmt: skip
 
     def show(self, done: float, note: str = "") -> None:
         """So much is done by now; ``note`` says more, in a few words."""
+        note = note or f"{done:.0f} {self.unit}"
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
         elif not self.quiet and self.clock() - self.shown >= LINE_EVERY_S:
             self.shown = self.clock()
             share = f"{done / self.total:.0%}, " if self.total else ""
-            self.say(f"{self.what}: {share}{note or f'{done:.0f} {self.unit}'}")
+            self.say(f"{self.what}: {share}{note}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""

@@ -36,7 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.archive.table import BadTable, read_footer
-from pipeline.plan import Plan, PlanMismatch, ShardResult, ShardSpec
+from pipeline.plan import Facts, Plan, PlanMismatch, ShardResult, ShardSpec
 from pipeline.store.errors import take_retries
 from pipeline.store.storage import NotFound, ObjectInfo, Store
 
@@ -255,8 +255,9 @@ def _adopt(store: Store, plan: Plan, spec: ShardSpec, read_footer: ReadFooter) -
         footer = read_footer(table)
         source = {key: footer[f"source_{key}"] for key in ("url", "size", "etag")}
         there = ShardSpec(footer["shard_id"], source["url"], int(source["size"]), source["etag"])
-        facts = json.loads(footer["result"])  # outcome, rows, pixels, code_bytes, damage
-    except (BadTable, KeyError, ValueError) as exc:
+        facts = json.loads(footer["result"])
+        facts = Facts(**{**facts, "damage": tuple(facts["damage"])})
+    except (BadTable, KeyError, ValueError, TypeError) as exc:
         raise PlanMismatch(
             f"{store.url(name)} is not a table of this software ({exc}): remove it, or choose "
             "another output"
@@ -271,18 +272,7 @@ def _adopt(store: Store, plan: Plan, spec: ShardSpec, read_footer: ReadFooter) -
             f"{store.url(name)} was made from {_version(there)}, but the source is now "
             f"{_version(spec)}: restore that source, or choose another output"
         )
-    result = ShardResult(
-        shard_id=spec.shard_id,
-        url=spec.url,
-        source_size=spec.size,
-        source_etag=spec.etag,
-        table_bytes=0,
-        table_sha256="",
-        table_etag="",
-        adopted=True,
-        **{**facts, "damage": tuple(facts["damage"])},
-    )
-    return _describe(result, table, info)
+    return _describe(ShardResult.of(spec, facts, adopted=True), table, info)
 
 
 def _record(store: Store, result: ShardResult) -> ShardResult:

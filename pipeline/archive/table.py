@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import keep
-from pipeline.plan import FORMAT_VERSION, Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import FORMAT_VERSION, Facts, Plan, ShardResult, ShardSpec, Status
 
 ROW_GROUP = 1024  # rows
 PREFIX = "pqmim."
@@ -144,8 +144,7 @@ def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:
 def warm_up(plan: Plan) -> None:
     """Write an empty table: the first one takes a second, for imports."""
     spec = ShardSpec("", "", 0, "")
-    result = ShardResult("", "", 0, "", "done", {}, 0, 0, 0, "", "")
-    write_table([], plan, spec, result)
+    write_table([], plan, spec, ShardResult.of(spec, Facts({})))
 
 
 def read_footer(data: bytes) -> dict[str, str]:

@@ -84,6 +84,7 @@ class Job:
     losses: int = 0  # times that its node went
     hangs: int = 0
     copies: int = 0  # running now
+    counts: Counts = Counts()  # of the copy that is furthest
     doubled: bool = False  # it has had its second copy
     over: bool = False
 
@@ -96,6 +97,8 @@ class Flight:
     member: Member
     started: float
     alone: bool  # on a replica of its own, because it is a suspect
+    moved: float  # when it last got further
+    counts: Counts = Counts()
 
 
 @dataclass(eq=False)
@@ -125,6 +128,7 @@ class Fleet:
         # Ordered dictionaries, because the first item of a plain one costs more the more were
         # taken from its front.
         self.flights: OrderedDict[Flight, None] = OrderedDict()
+        self.still: OrderedDict[Flight, None] = OrderedDict()  # the same, by when they last moved
         self._open = [OrderedDict[Member, None]() for _ in range(IN_FLIGHT)]  # by load
 
     def ask(self, name: str) -> None:
@@ -153,8 +157,7 @@ class Fleet:
         if member.state == "reserved":
             self.reserved.remove(member)
         for flight in member.flights.values():
-            del self.flights[flight]
-            flight.job.copies -= 1
+            self._ended(flight)
         return member
 
     def least_busy(self) -> Member | None:
@@ -165,14 +168,33 @@ class Fleet:
         """An open replica with nothing to do."""
         return next(iter(self._open[0]), None)
 
+    @property
+    def coming(self) -> int:
+        """Replicas that are not up yet."""
+        return len(self.members) - self.up
+
     def take_off(self, member: Member, job: Job, now: float) -> None:
         """A shard starts on a replica."""
-        flight = Flight(job, member, now, alone=member.state == "reserved")
+        flight = Flight(job, member, now, member.state == "reserved", now)
         self._leave(member)
         member.flights[job.spec.shard_id] = flight
         self._enter(member)
-        self.flights[flight] = None
+        self.flights[flight] = self.still[flight] = None
         job.copies += 1
+
+    def move(self, name: str, shard_id: str, counts: Counts, now: float) -> Flight | None:
+        """Note how far a shard is; its flight, if that is further than before."""
+        member = self.members.get(name)
+        flight = member.flights.get(shard_id) if member else None
+        if flight is None or flight.counts == counts:
+            return None
+        flight.counts, flight.moved = counts, now
+        self.still.move_to_end(flight)
+        return flight
+
+    def _ended(self, flight: Flight) -> None:
+        del self.flights[flight], self.still[flight]
+        flight.job.copies -= 1
 
     def land(self, name: str, shard_id: str) -> Flight | None:
         """A shard has come back; None if it was not expected."""
@@ -182,8 +204,7 @@ class Fleet:
         self._leave(member)
         flight = member.flights.pop(shard_id)
         self._enter(member)
-        del self.flights[flight]
-        flight.job.copies -= 1
+        self._ended(flight)
         return flight
 
     def reserve(self, count: int) -> None:

@@ -24,8 +24,12 @@ class Limits:
     late_times: float = 5.0  # then a second copy, on a replica that would idle
     stall_floor_s: float = 600.0
     stall_times: float = 10.0  # nothing came back: say what is stuck
+    # Then the replica is killed: of a shard that has got further before and no longer does, above
+    # what a table and its ledger entry may take on a store that does not answer (each 300 s,
+    # pipeline.store.errors); and of one that nothing has been heard of.
+    still_s: float = 900.0
     hang_floor_s: float = 1800.0
-    hang_times: float = 20.0  # then the replica is killed
+    hang_times: float = 20.0
     start_s: float = 300.0  # no replica is up, and none comes up
     restart_s: float = 1.0  # before a replica that failed to start is replaced, doubling
     rss_growth_bytes: int = 4 << 30  # of a replica since it came up; then it is replaced

@@ -11,23 +11,27 @@ autoscaler sees as demand, and reports itself when a node has room for it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from pipeline.driver.fleet import IN_FLIGHT, Down, Event, Returned, Up
+from pipeline.driver.fleet import IN_FLIGHT, Down, Event, Moved, Returned, Up
 from pipeline.plan import Plan, Resources, ShardFailure, ShardSpec
 from pipeline.store import storage
 from pipeline.work.encoder import encode_shard
 from pipeline.work.host import Host, Ready, Work, say
 
 log = logging.getLogger(__name__)
+ASK_EVERY_S, ASKS_PER_S = 5.0, 200.0
 NODE_LOST = ("node has died", "node was terminated", "node is dead", "node died")  # Ray's words
 
 
@@ -49,13 +53,16 @@ class RayPool:
         actor: Any = ray.remote(ReplicaActor)
         actor = actor.options(
             num_gpus=resources.gpus_per_replica, num_cpus=resources.cpus_per_replica,
-            max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT,
+            max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT + 1,  # and moved()
         )  # fmt: skip
         self._make: Callable[[], Any] = lambda: actor.remote(store, plan, resources, work)
         self.resources = resources
         self._actors: dict[str, Any] = {}
         self._names = 0
         self._ended = queue.SimpleQueue[tuple[str, ShardSpec | None, int, Future[Any]]]()
+        self._heard = queue.SimpleQueue[tuple[str, Future[Any]]]()
+        self._to_ask = deque[str]()  # the replicas that are up, in the order to be asked
+        self._asked_at = time.monotonic()
 
     def add(self) -> str:
         """Ask Ray for one more actor; ``Up`` or ``Down`` says what became of it."""
@@ -77,11 +84,37 @@ class RayPool:
     def _put(self, name: str, spec: ShardSpec | None, attempt: int, call: Future[Any]) -> None:
         self._ended.put((name, spec, attempt, call))
 
+    def _ask(self) -> None:
+        """Ask some replicas how far they are: each every ASK_EVERY_S, of many only so many a
+        second.  One that does not answer is not asked again."""
+        now = time.monotonic()
+        share = min(1.0, (now - self._asked_at) / ASK_EVERY_S)
+        count = min(round(share * len(self._to_ask)), round(ASKS_PER_S * (now - self._asked_at)))
+        if not count:
+            return
+        self._asked_at = now
+        for _ in range(count):
+            name = self._to_ask.popleft()
+            if name in self._actors:
+                put = functools.partial(lambda name, call: self._heard.put((name, call)), name)
+                self._actors[name].moved.remote().future().add_done_callback(put)
+
+    def _moves(self) -> Iterator[Event]:
+        """What replicas have said of how far they are."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                name, call = self._heard.get_nowait()
+                if name in self._actors and call.exception() is None:
+                    self._to_ask.append(name)
+                    for shard_id, counts in call.result().items():
+                        yield Moved(name, shard_id, counts)
+
     def wait(self, timeout_s: float) -> list[Event]:
         """What has ended, in order, after at most ``timeout_s`` if nothing has."""
-        events: list[Event] = []
+        self._ask()
+        events: list[Event] = list(self._moves())
         try:
-            ended = self._ended.get(timeout=timeout_s)
+            ended = self._ended.get(timeout=0.0 if events else timeout_s)
             while True:
                 if ended[0] in self._actors:
                     events.append(self._event(*ended))
@@ -98,6 +131,7 @@ class RayPool:
         if spec is None:
             ready: Ready = call.result()
             log.info("%s is process %d on %s", name, ready.pid, ready.node)
+            self._to_ask.append(name)
             return Up(name, ready.node, ready.megapixels_per_s, ready.rss_bytes)
         if isinstance(error, RayError):  # the call itself failed: it could not be sent or returned
             failure = ShardFailure(spec.shard_id, spec.url, "error", say(error), attempt)

@@ -7,15 +7,17 @@ measured on synthetic batches when it came up.
 
 from __future__ import annotations
 
+import datetime
 import json
-import sys
 import time
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import astuple, dataclass, field
 
-from pipeline.plan import Plan, ShardResult, Status
+from pipeline.plan import Counts, Plan, ShardResult, Status
 from pipeline.store.storage import Store
+from pqmim.meter import Meter
 
-SHOW_EVERY_S = 5.0
+RECENT_S = 60.0  # that the rate in the forecast is taken over, at least
 
 
 @dataclass
@@ -43,7 +45,9 @@ class Progress:
     rss_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
-    _shown: float = 0.0
+    meter: Meter | None = None
+    flying: Counts = Counts()  # of the shards in flight
+    _past: deque[tuple[float, int]] = field(default_factory=deque)  # when, and bytes done by then
     _bare_megapixels: float = 0.0  # that the bare models could have done until _bare_since
     _bare_mpx_s: float = 0.0
     _bare_since: float = 0.0
@@ -89,21 +93,43 @@ class Progress:
         """Seconds from the first shard handed out to the last one committed."""
         return max(self.last_done - (self.first_work or self.started), 1e-9)
 
-    def show(self, now: float, running: int) -> None:
-        """A progress line on standard error, every few seconds."""
-        if now - self._shown < SHOW_EVERY_S:
+    def moved(self, before: Counts, now: Counts) -> None:
+        """A shard in flight has got further, or is no longer in flight (no counts)."""
+        pairs = zip(astuple(self.flying), astuple(before), astuple(now), strict=True)
+        self.flying = Counts(*(total - old + new for total, old, new in pairs))
+
+    def show(self, now: float, replicas: int, running: int) -> None:
+        """Tell a person how far the run is."""
+        if self.meter is None:
             return
-        self._shown = now
+        done = self.source_bytes + self.flying.source_bytes
+        images = self.images + self.flying.images
+        if not images and not self.done:
+            return self.meter.show(0, f"{replicas} replicas up, {running} shards in flight")
+        bad = sum(self.rows.values()) - self.images + self.flying.bad
         elapsed = max(now - (self.first_work or self.started), 1e-9)
-        bad = sum(self.rows.values()) - self.images
-        left = self.bytes_left - self.source_bytes
-        eta = f"{left / self.source_bytes * elapsed:.0f} s" if self.source_bytes else "-"
-        print(
-            f"{self.done_before + self.done}/{self.shards} shards, {running} in flight, "
-            f"{self.images} images, {self.images / elapsed:.1f}/s, {self.bpp:.3f} bpp, "
-            f"{bad} bad, ETA {eta}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        pixels = self.pixels + self.flying.pixels
+        bits = 8 * (self.code_bytes + self.flying.code_bytes)
+        bpp = f"{bits / pixels:.3f} bpp, " if pixels else ""
+        self.meter.show(
+            done,
+            f"{self.done_before + self.done}/{self.shards} shards, {images} images, "
+            f"{images / elapsed:.1f}/s, {bpp}{bad} bad, ETA {self._left(now, done)}",
+        )
+
+    def _left(self, now: float, done: int) -> str:
+        """Time to the end, at the rate of the last minute or tenth of the run."""
+        self._past.append((now, done))
+        window = max(RECENT_S, (now - (self.first_work or self.started)) / 10)
+        while len(self._past) > 2 and self._past[1][0] <= now - window:
+            self._past.popleft()
+        then, before = self._past[0]
+        if len(self._past) == 1 and self.first_work is not None:
+            then, before = self.first_work, 0
+        if done <= before or now <= then:
+            return "-"
+        seconds = round(max(self.bytes_left - done, 0) * (now - then) / (done - before))
+        return str(datetime.timedelta(seconds=seconds))
 
     @property
     def bpp(self) -> float:

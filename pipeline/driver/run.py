@@ -12,40 +12,48 @@ still write: commits are create-only, so the first table stands and the driver c
     node lost                           again; from the third time on as if the replica had died
     three strikes                       quarantine, with the reason and the replica
     late (Pace.late_s), nothing to do   a second copy on an idle replica; the first result counts
-    hung (Pace.hang_s)                  the replica is killed
+    no further (Limits.still_s)         the replica is killed
     replica lost                        asked for again; the others go on
 
+A replica holds two shards, so that one opens while the other computes.  But it gets its second one
+only while more than two shards wait for every other replica, those that are coming up included: at
+the end of a job a shard that waits on a busy replica is one that another could have done.
 Cost: benchmarks/driver.py.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from pipeline.archive import commit
-from pipeline.driver.fleet import Down, Event, Fleet, Flight, Job, Member, Pool, Returned, Up
+from pipeline.driver import policy
+from pipeline.driver.fleet import (
+    Down,
+    Event,
+    Fleet,
+    Flight,
+    Job,
+    Member,
+    Moved,
+    Pool,
+    Returned,
+    Up,
+)  # fmt: skip
+from pipeline.driver.missing import Missing
 from pipeline.driver.pace import Limits, Pace
-from pipeline.driver.policy import (
-    MAX_ATTEMPTS,
-    Action,
-    NoReplicas,
-    Stopped,
-    check_bad_images,
-    decide,
-)
+from pipeline.driver.policy import Action, Stopped
 from pipeline.driver.report import Progress
-from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.driver.waiting import Waiting
+from pipeline.plan import Counts, ShardFailure, ShardResult, ShardSpec
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0  # how often the limits are looked at
-MAX_RESTART_S = 60.0  # between two attempts to replace a replica that fails to start
 SHOWN = 20  # stuck shards named at once
+ENOUGH = 2  # shards for a replica, before others hold two
 
 
 def run(
@@ -69,60 +77,50 @@ class Driver:
         max_bad_images: float, replicas: int, limits: Limits, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.pool, self.store, self.progress, self.clock = pool, store, progress, clock
-        self.max_bad_images, self.replicas, self.limits = max_bad_images, replicas, limits
+        self.max_bad_images, self.limits = max_bad_images, limits
         self.pace, self.fleet = Pace(limits), Fleet()
-        self.specs = iter(specs)
-        self.next_spec = next(self.specs, None)
-        self.again, self.suspects = deque[Job](), deque[Job]()
-        self.unended = 0  # shards begun and neither committed nor quarantined
-        self.wanted: list[float] = []  # when to ask for the replicas that are missing, a heap
-        self.failed_starts, self.last_reason = 0, ""
-        self.alive = self.heard = self.complained = clock()
+        self.waiting = Waiting(specs)
+        self.missing = Missing(replicas, limits, clock())
+        self.heard = self.complained = clock()
 
     def run(self) -> None:
         """Until every shard has its end."""
-        self.wanted = [self.clock()] * self.replicas
-        while self.next_spec is not None or self.unended:
+        while not self.waiting.over:
             self._look_after(self.clock())
             self._hand_out(self.clock())
             for event in self.pool.wait(TICK_S):
                 self._take(event, self.clock())
-            self.progress.show(self.clock(), len(self.fleet.flights))
+            self.progress.show(self.clock(), self.fleet.up, len(self.fleet.flights))
 
     # Handing out ---------------------------------------------------------------------------------
 
     def _hand_out(self, now: float) -> None:
-        if self.suspects or self.fleet.reserved:
+        if self.waiting.suspects or self.fleet.reserved:
             self._hand_out_suspects(now)
-        while (member := self.fleet.least_busy()) and (job := self._next_job()):
+        while (member := self.fleet.least_busy()) and self._may_take(member):
+            job = self.waiting.next()
+            if job is None:
+                break
             self._start(member, job, now)
-        if not self._more:
+        if not self.waiting.more_than(0):
             self._double(now)
 
-    @property
-    def _more(self) -> bool:
-        """Whether shards wait that any replica may take."""
-        return bool(self.again) or self.next_spec is not None
-
-    def _next_job(self) -> Job | None:
-        if self.again:
-            return self.again.popleft()
-        spec = self.next_spec
-        if spec is None:
-            return None
-        self.next_spec = next(self.specs, None)
-        self.unended += 1
-        return Job(spec)
+    def _may_take(self, member: Member) -> bool:
+        """Any replica may take its first shard; its second one only while those that are left are
+        ENOUGH for every other replica, up or coming."""
+        others = self.fleet.up + self.fleet.coming - 1
+        return not member.flights or self.waiting.more_than(ENOUGH * others)
 
     def _hand_out_suspects(self, now: float) -> None:
         """Each on a replica of its own; a quarter of them at most while there is other work."""
-        quota = max(1, self.fleet.up // 4) if self._more else self.fleet.up
+        suspects, up = self.waiting.suspects, self.fleet.up
+        quota = max(1, up // 4) if self.waiting.more_than(0) else up
         testing = sum(any(f.alone for f in m.flights.values()) for m in self.fleet.reserved)
-        self.fleet.reserve(min(quota, testing + len(self.suspects)))
+        self.fleet.reserve(min(quota, testing + len(suspects)))
         for member in self.fleet.reserved:
-            if self.suspects and not member.flights:
-                self._start(member, self.suspects.popleft(), now)
-        if not self.suspects:
+            if suspects and not member.flights:
+                self._start(member, suspects.popleft(), now)
+        if not suspects:
             self.fleet.release()
 
     def _double(self, now: float) -> None:
@@ -155,16 +153,34 @@ class Driver:
             self._returned(event, now)
         elif isinstance(event, Down):
             self._down(event, now)
-        elif isinstance(event, Up):
+        elif isinstance(event, Moved):
+            self._moved(event, now)
+        else:
             self._up(event, now)
 
     def _up(self, event: Up, now: float) -> None:
         member = self.fleet.come_up(event)
         log.info("%s up, %.2f Mpx/s bare", member, event.megapixels_per_s)
-        self.failed_starts = 0
+        self.missing.came()
         if self.progress.first_work is None:
             self.progress.first_work = now
         self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+
+    def _moved(self, event: Moved, now: float) -> None:
+        flight = self.fleet.move(event.replica, event.shard_id, event.counts, now)
+        if flight is None:
+            return
+        self.heard = self.complained = now
+        job, counts = flight.job, event.counts
+        if not job.over and counts.source_bytes + counts.images > (
+            job.counts.source_bytes + job.counts.images
+        ):
+            self._count(job, counts)
+
+    def _count(self, job: Job, counts: Counts) -> None:
+        """Show how far a shard is, once however many copies of it run."""
+        self.progress.moved(job.counts, counts)
+        job.counts = counts
 
     def _returned(self, event: Returned, now: float) -> None:
         outcome = event.outcome
@@ -180,33 +196,32 @@ class Driver:
 
     def _done(self, flight: Flight, result: ShardResult, now: float) -> None:
         self.pace.add(now - flight.started)
-        self._end(flight.job)
+        self._count(flight.job, Counts())
+        self.waiting.end(flight.job)
         self.progress.shard_done(result, now)
-        check_bad_images(self.progress, self.max_bad_images)
-
-    def _end(self, job: Job) -> None:
-        job.over = True
-        self.unended -= 1
+        policy.check_bad_images(self.progress, self.max_bad_images)
 
     def _failed(self, job: Job, kind: str, message: str, member: Member) -> None:
         """A failure that is certainly this shard's own, or concerns the whole run."""
         job.strikes += 1
-        action, url = decide(kind, job.strikes), job.spec.url
+        action, url = policy.decide(kind, job.strikes), job.spec.url
         message = f"{message} ({member})"
         log.warning("%s, failure %d: %s: %s", url, job.strikes, action.value, message)
         if action is Action.STOP:
             raise Stopped(message)
         if job.copies:
             return  # the other copy may still do it
+        self._count(job, Counts())
         if action is Action.RETRY:
             return self._try_again(job, alone=kind == "lost")
         commit.quarantine(self.store, job.spec, message, job.strikes)
         self.progress.quarantined.append(url)
-        self._end(job)
+        self.waiting.end(job)
 
     def _try_again(self, job: Job, alone: bool) -> None:
         self.progress.retries += 1
-        (self.suspects if alone else self.again).append(job)
+        self._count(job, Counts())
+        self.waiting.again(job, alone)
 
     # Replicas ------------------------------------------------------------------------------------
 
@@ -216,21 +231,17 @@ class Driver:
         if member is None:
             return
         log.warning("%s lost with %d shards: %s", member, len(member.flights), event.reason)
-        delay = 0.0
-        if member.state == "pending":
-            self.failed_starts += 1
-            delay = min(self.limits.restart_s * 2 ** (self.failed_starts - 1), MAX_RESTART_S)
-        else:
-            self.progress.replicas_lost += 1
-        self.last_reason = event.reason
-        self._ask(now, now + delay)
+        started = member.state != "pending"
+        self.progress.replicas_lost += started
+        self.missing.lost(event.reason, now, started=started)
+        self.progress.speed_changed(now, self.fleet.megapixels_per_s)
         for flight in member.flights.values():
             if not flight.job.over:
                 self._lost(flight.job, event, member)
 
     def _lost(self, job: Job, event: Down, member: Member) -> None:
         job.losses += event.node_lost
-        if event.node_lost and job.losses < MAX_ATTEMPTS:
+        if event.node_lost and job.losses < policy.MAX_ATTEMPTS:
             if not job.copies:
                 self._try_again(job, alone=False)
         elif len(member.flights) == 1:
@@ -250,50 +261,32 @@ class Driver:
         if member.state == "draining" and not member.flights:
             self.pool.kill(member.name)
             self.fleet.remove(member.name)
-            self._ask(now, now)
-
-    def _ask(self, now: float, at: float) -> None:
-        """Another replica for one that is gone."""
-        heapq.heappush(self.wanted, at)
-        self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+            self.missing.ask(now)
+            self.progress.speed_changed(now, self.fleet.megapixels_per_s)
 
     def _look_after(self, now: float) -> None:
         """Ask for missing replicas; find out what is hung or stalled, and whether any is left."""
-        while self.wanted and self.wanted[0] <= now:
-            heapq.heappop(self.wanted)
+        for _ in range(self.missing.due(now)):
             self.fleet.ask(self.pool.add())
-        if self.fleet.up:
-            self.alive = now
-        self._check_replicas(now)
+        self.missing.check(self.fleet.up, now, self.pool.describe)
         self._kill_hung(now)
         if self.fleet.flights and now - self.complained > self.pace.stall_s:
             self.complained = now
             self._name_stuck(now)
 
-    def _check_replicas(self, now: float) -> None:
-        """Stop when no replica is left and none comes up."""
-        if self.fleet.up:
-            return
-        waited = now - self.alive
-        never = self.progress.first_work is None
-        hopeless = never and self.failed_starts >= max(MAX_ATTEMPTS, self.replicas)
-        if hopeless or waited > self.limits.start_s:
-            reason = f"; the last failure: {self.last_reason}" if self.last_reason else ""
-            say = f"no replica is up after {waited:.0f} s: {self.pool.describe()}{reason}"
-            raise NoReplicas(say)
-
     def _kill_hung(self, now: float) -> None:
         hung: dict[str, Flight] = {}
-        for flight in self.fleet.flights:
-            age = now - flight.started
-            if age <= self.pace.hang_s:
+        for flight in self.fleet.still:
+            if now - flight.moved <= self.limits.still_s:
                 break
-            if age > self.pace.hang_s * 2**flight.job.hangs:
+            known = flight.counts != Counts()  # else the replica may not be able to say
+            limit = self.limits.still_s if known else self.pace.hang_s
+            if now - flight.moved > limit * 2**flight.job.hangs:
                 hung.setdefault(flight.member.name, flight)
         for name, flight in hung.items():
             flight.job.hangs += 1
             self.pool.kill(name)
-            reason = f"hung: no result for {flight.job.spec.url} in {now - flight.started:.0f} s"
+            reason = f"hung: {flight.job.spec.url} got no further in {now - flight.moved:.0f} s"
             self._down(Down(name, reason), now)
 
     def _name_stuck(self, now: float) -> None:

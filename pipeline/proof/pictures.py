@@ -93,10 +93,13 @@ def compare_shard(
                 if not _same_place(index, row, source, say):
                     return
                 assert row is not None and source is not None
-                if _match(row, source, plan, say):
-                    waiting[index] = row
-                    for batch in batcher.add(index, source.ready):
-                        _compare_batch(batch, waiting, plan, replica, min_psnr, say)
+                if not _match(row, source, plan, say):
+                    clock.advance(source.offset, bad=1)
+                    continue
+                waiting[index] = row
+                for batch in batcher.add(index, source.ready):
+                    _compare_batch(batch, waiting, plan, replica, min_psnr, say)
+                    clock.advance(source.offset, images=len(batch))
     for batch in batcher.rest():
         _compare_batch(batch, waiting, plan, replica, min_psnr, say)
     for what in reader.damage:
@@ -249,8 +252,9 @@ def share(shard_id: str, count: int, fraction: float) -> list[int]:
 
 
 def decode_share(
-    data: bytes, plan: Plan, spec: ShardSpec, replica: Replica, fraction: float, found: Verdict
-) -> None:
+    data: bytes, plan: Plan, spec: ShardSpec, replica: Replica, fraction: float, found: Verdict,
+    clock: Clock,
+) -> None:  # fmt: skip
     """Decode a share of the images to codes, and one in sixteen of these to pixels: all, if the
     share is everything.
 
@@ -269,6 +273,7 @@ def decode_share(
         bucket = buckets.setdefault(shape, [])
         bucket.append(row)
         if len(bucket) == batch_size(plan, shape[0] * plan.stride, shape[1] * plan.stride):
+            clock.advance(images=len(bucket))
             _decode_batch(buckets.pop(shape), shape[2], plan, replica, say)
     for shape, rows in buckets.items():
         _decode_batch(rows, shape[2], plan, replica, say)

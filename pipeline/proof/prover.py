@@ -18,13 +18,14 @@ from typing import Any
 
 from pipeline.archive import commit
 from pipeline.archive.table import BadTable
-from pipeline.plan import Plan, PlanMismatch, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, PlanMismatch, ShardResult, ShardSpec, Status
 from pipeline.proof.pictures import PIXELS_OF, compare_shard, decode_share
 from pipeline.proof.tables import Sayer, check_shard
 from pipeline.proof.verdict import Verdict
 from pipeline.store import storage
 from pipeline.store.storage import NotFound, StorageError, Store, TransientStorage
-from pipeline.work.replica import Clock, Replica, resident_bytes
+from pipeline.work.replica import Clock, Replica
+from pipeline.work.shard import cost
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Prover:
             PlanMismatch: the replica has another model.
         """
         begin, clock = time.perf_counter(), Clock()
+        replica.clocks[spec.shard_id] = clock
         if replica.codec.fingerprint != plan.model:
             raise PlanMismatch(
                 f"{store.url(commit.model_name(plan.model))}: was replaced by model "
@@ -62,13 +64,11 @@ class Prover:
         body = {"prover": asdict(self), "plan": plan.digest, "spec": asdict(spec),
                 "table": table_version(store, spec), "found": found.to_json()}  # fmt: skip
         store.put(record_name(self.run, spec.shard_id), (json.dumps(body) + "\n").encode())
-        return ShardResult(  # done whatever was found: the archive's own records are not touched
-            shard_id=spec.shard_id, url=spec.url, source_size=spec.size, source_etag=spec.etag,
-            outcome="done", rows={Status.OK.value: found.proved["images"], **found.absent},
-            pixels=0, code_bytes=0, table_bytes=len(data or b""), table_sha256="", table_etag="",
-            attempt=attempt, seconds={k: round(v, 4) for k, v in clock.seconds.items()},
-            wall_s=round(time.perf_counter() - begin, 4), rss_bytes=resident_bytes(),
-        )  # fmt: skip
+        # Done whatever was found: the archive's own records are not touched.
+        facts = Facts({Status.OK.value: found.proved["images"], **found.absent})
+        return ShardResult.of(
+            spec, facts, table_bytes=len(data or b""), attempt=attempt, **cost(clock, begin)
+        )
 
     def _prove(
         self, data: bytes | None, spec: ShardSpec, plan: Plan, replica: Replica, clock: Clock,
@@ -79,7 +79,8 @@ class Prover:
         elif self.full and self.sources:
             compare_shard(data, plan, spec, replica, self.min_psnr, found, clock)
         else:
-            decode_share(data, plan, spec, replica, 1.0 if self.full else self.fraction, found)
+            fraction = 1.0 if self.full else self.fraction
+            decode_share(data, plan, spec, replica, fraction, found, clock)
             if not self.sources:
                 found.not_proved.append("the sources were not looked at")
             if not self.full:

@@ -14,9 +14,7 @@ quality 8, where the model takes 100 to 150 ms of a core and lets the decode thr
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +23,14 @@ import torch
 from torch import Tensor
 
 from pipeline import keep
-from pipeline.archive import commit, table
 from pipeline.archive.table import Row
-from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
 from pipeline.work import images
 from pipeline.work.readahead import ByteBudget, read_ahead
-from pipeline.work.replica import PENDING_BATCHES, Clock, Replica, batch_size, resident_bytes
+from pipeline.work.replica import PENDING_BATCHES, Clock, Replica, batch_size
+from pipeline.work.shard import payload_bytes, run_shard
 from pqmim.autoencoder.padding import reflect_pad
 from pqmim.metrics import psnr
 
@@ -43,6 +41,7 @@ class Ready:
 
     row: Row
     pixels: Tensor | None  # uint8 [3, H, W], padded to multiples of the stride
+    offset: int  # of the sample in the tar, bytes
     height: int = 0  # as encoded, without padding
     width: int = 0
 
@@ -86,7 +85,7 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
     row = Row(printable(sample.key), Status.OK, "; ".join(problems)[:200] or None, kept=kept)
     extension = next((e for e in plan.image_keys if e in sample.members), None)
     if extension is None:
-        return Ready(_missing(row, sample, plan), None)
+        return Ready(_missing(row, sample, plan), None, sample.offset)
     data = sample.members[extension]
     if plan.hash:
         row = replace(row, source_sha256=hashlib.sha256(data).digest())
@@ -94,14 +93,15 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
         try:
             picture = images.decode(data, plan)
         except images.BadImage as bad:
-            return Ready(replace(row, status=bad.status, error=str(bad)[:200]), None)
+            failed = replace(row, status=bad.status, error=str(bad)[:200])
+            return Ready(failed, None, sample.offset)
         pixels = torch.from_numpy(picture.pixels)
         padded = reflect_pad(pixels[None], stride)[0]
     row = replace(
         row, width=picture.width, height=picture.height,
         grid_h=padded.shape[1] // stride, grid_w=padded.shape[2] // stride,
     )  # fmt: skip
-    return Ready(row, padded, pixels.shape[1], pixels.shape[2])
+    return Ready(row, padded, sample.offset, pixels.shape[1], pixels.shape[2])
 
 
 def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
@@ -126,7 +126,7 @@ def encode_rows(
 ) -> tuple[list[Row], int]:
     """Every sample of the shard as a row, in order, and the pixels encoded."""
     rows: list[Row] = []
-    batcher, pixels, keys = Batcher(plan), 0, set[str]()
+    batcher, keys = Batcher(plan), set[str]()
     stride = replica.codec.config.stride
     stream = read_ahead(
         _timed(reader, clock), lambda sample: prepare(sample, plan, stride, clock), replica.pool,
@@ -137,12 +137,15 @@ def encode_rows(
     for ready in stream:
         ready = _once(ready, keys)
         rows.append(ready.row)
-        if ready.pixels is not None:
-            pixels += ready.height * ready.width
-            _encode_all(batcher.add(len(rows) - 1, ready), rows, plan, replica, clock)
+        if ready.pixels is None:
+            clock.advance(ready.offset, bad=1)
+        else:
+            for batch in batcher.add(len(rows) - 1, ready):
+                encode_batch(batch, rows, plan, replica, clock)
         del ready  # not to be held while the next one is decoded
-    _encode_all(batcher.rest(), rows, plan, replica, clock)
-    return rows, pixels
+    for batch in batcher.rest():
+        encode_batch(batch, rows, plan, replica, clock)
+    return rows, clock.counts.pixels
 
 
 def needed_bytes(sample: Sample, plan: Plan) -> int:
@@ -158,15 +161,8 @@ def _once(ready: Ready, keys: set[str]) -> Ready:
         keys.add(ready.row.key)
         return ready
     error = "the key occurs earlier in this shard; this one is not encoded"
-    return Ready(replace(ready.row, status=Status.DUPLICATE_KEY, error=error), None)
-
-
-def _encode_all(
-    batches: Iterator[list[tuple[int, Ready]]], rows: list[Row], plan: Plan, replica: Replica,
-    clock: Clock,
-) -> None:  # fmt: skip
-    for batch in batches:
-        encode_batch(batch, rows, plan, replica, clock)
+    row = replace(ready.row, status=Status.DUPLICATE_KEY, error=error)
+    return Ready(row, None, ready.offset)
 
 
 def encode_batch(
@@ -196,6 +192,11 @@ def encode_batch(
                 rows[index], codes=raw if plan.stores_codes else None, crc32=zlib.crc32(raw),
                 bitstream=streams[place] if plan.stores_bitstream else None, psnr=quality,
             )  # fmt: skip
+    clock.advance(
+        max(ready.offset for _, ready in batch), images=len(batch),
+        pixels=sum(ready.height * ready.width for _, ready in batch),
+        code_bytes=payload_bytes([rows[index] for index, _ in batch]),
+    )  # fmt: skip
 
 
 def _psnr(decoded: Tensor, source: Tensor, ready: Ready) -> float:
@@ -219,57 +220,27 @@ def _timed(reader: ShardReader, clock: Clock) -> Iterator[Sample]:
 def encode_shard(
     spec: ShardSpec, plan: Plan, store: storage.Store, replica: Replica, attempt: int = 1
 ) -> ShardResult:
-    """Encode one shard and commit its table; what is committed already is returned as it is.
-
-    Raises:
-        pipeline.store.storage.StorageError: by class of recovery.
-        pipeline.plan.PlanMismatch: the source or the plan is not the one of the committed table.
-    """
-    found = commit.find_committed(store, plan, spec)
-    if found is not None:
-        return found
-    begin, clock = time.perf_counter(), Clock()
-    kept = {keep.parse(spec_).extension for spec_ in plan.keep}
+    """Encode one shard and commit its table; see :func:`pipeline.work.shard.run_shard`."""
+    kept = {keep.parse(column).extension for column in plan.keep}
     wanted = {*plan.image_keys, *kept}
-    with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
-        reader = ShardReader(stream, spec.size, wanted=wanted.__contains__)
-        rows, pixels = encode_rows(reader, plan, replica, clock)
+
+    def make(clock: Clock) -> tuple[list[Row], Facts]:
+        info = storage.ObjectInfo(spec.url, spec.size, spec.etag)
+        with storage.open_read(spec.url, info) as stream:
+            reader = ShardReader(stream, spec.size, wanted=wanted.__contains__)
+            rows, pixels = encode_rows(reader, plan, replica, clock)
+        whole = reader.complete and not reader.damage
+        return rows, Facts(
+            by_status(rows), pixels, payload_bytes(rows), reader.damage,
+            "done" if whole else "damaged",
+        )  # fmt: skip
+
+    return run_shard(spec, plan, store, replica, attempt, make)
+
+
+def by_status(rows: Sequence[Row]) -> dict[str, int]:
+    """How many rows have each status, in the order in which they first come."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.status.value] = counts.get(row.status.value, 0) + 1
-    result = ShardResult(
-        shard_id=spec.shard_id, url=spec.url, source_size=spec.size, source_etag=spec.etag,
-        outcome="done" if reader.complete and not reader.damage else "damaged",
-        damage=reader.damage, rows=counts, pixels=pixels,
-        code_bytes=sum(row.payload_bytes for row in rows),
-        table_bytes=0, table_sha256="", table_etag="", attempt=attempt,
-    )  # fmt: skip
-    return commit_rows(rows, plan, spec, store, result, clock, begin)
-
-
-def trim_memory() -> None:
-    """Give freed heap pages back to the system.
-
-    glibc keeps them in an arena of each thread: 400 MiB more at rest after 30 shards with pictures
-    of 9 megapixels, and growing (benchmarks.memory).  Other C libraries have no such call.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def commit_rows(
-    rows: Sequence[Row], plan: Plan, spec: ShardSpec, store: storage.Store, result: ShardResult,
-    clock: Clock, begin: float,
-) -> ShardResult:  # fmt: skip
-    """Write the table, with what it took since ``begin``, and commit it."""
-    trim_memory()
-    with clock.stage("write"):
-        data = table.write_table(rows, plan, spec, result)
-    result = replace(
-        result, table_bytes=len(data), table_sha256=hashlib.sha256(data).hexdigest(),
-        seconds={k: round(v, 4) for k, v in clock.seconds.items()},
-        wall_s=round(time.perf_counter() - begin, 4),
-        rss_bytes=resident_bytes(),
-    )  # fmt: skip
-    return commit.commit(store, plan, result, data)
+    return counts

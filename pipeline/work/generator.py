@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.archive import commit
 from pipeline.archive.table import BadTable, Row
-from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store.storage import Store
-from pipeline.work.encoder import commit_rows
 from pipeline.work.replica import Clock, Replica, batch_size
+from pipeline.work.shard import payload_bytes, run_shard
 from pqmim.completion.draw import TEMPERATURE_ONE, Rule
 
 SCHEME = "generate:"
@@ -91,22 +89,17 @@ def generate_shard(
     Raises:
         BadTable: the shard is not one of jobs.generate.
         pqmim.codec.NoPriorError: the weights hold no entropy model.
-        pipeline.store.storage.StorageError: by class of recovery.
-        pipeline.plan.PlanMismatch: something else is committed there.
+        others: see :func:`pipeline.work.shard.run_shard`.
     """
-    found = commit.find_committed(store, plan, spec)
-    if found is not None:
-        return found
-    begin, clock, request = time.perf_counter(), Clock(), Request.from_url(spec.url)
-    rows = generate_rows(request, plan, replica, clock)
-    result = ShardResult(
-        shard_id=spec.shard_id, url=spec.url, source_size=spec.size, source_etag=spec.etag,
-        outcome="done", rows={Status.OK.value: len(rows)},
-        pixels=request.count * request.height * request.width,
-        code_bytes=sum(row.payload_bytes for row in rows),
-        table_bytes=0, table_sha256="", table_etag="", attempt=attempt,
-    )  # fmt: skip
-    return commit_rows(rows, plan, spec, store, result, clock, begin)
+    request = Request.from_url(spec.url)
+
+    def make(clock: Clock) -> tuple[list[Row], Facts]:
+        rows = generate_rows(request, plan, replica, clock)
+        return rows, Facts(
+            {Status.OK.value: len(rows)}, clock.counts.pixels, clock.counts.code_bytes
+        )
+
+    return run_shard(spec, plan, store, replica, attempt, make)
 
 
 def generate_rows(request: Request, plan: Plan, replica: Replica, clock: Clock) -> list[Row]:
@@ -128,6 +121,10 @@ def generate_rows(request: Request, plan: Plan, replica: Replica, clock: Clock) 
         for place, number in enumerate(part):
             stream = None if streams is None else streams[place]
             rows.append(_row(number, request, plan, codes[place], stream))
+        clock.advance(
+            images=len(part), pixels=len(part) * request.height * request.width,
+            code_bytes=payload_bytes(rows[-len(part) :]),
+        )  # fmt: skip
     return rows
 
 

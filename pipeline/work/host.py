@@ -66,11 +66,12 @@ class Host:
             log.exception("shard %s failed", spec.url)
             return ShardFailure(spec.shard_id, spec.url, classify(error), say(error), attempt)
         finally:
-            self.replica.moved.pop(spec.shard_id, None)
+            self.replica.clocks.pop(spec.shard_id, None)
 
     def moved(self) -> dict[str, Counts]:
         """How far the shards in flight are, by shard id."""
-        return dict(self.replica.moved)
+        clocks = dict(self.replica.clocks)
+        return {shard_id: clock.counts for shard_id, clock in clocks.items()}
 
 
 def classify(error: Exception) -> str:

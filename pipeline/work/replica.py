@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,11 +28,18 @@ PENDING_BATCHES = 8  # batches' worth of pixels that may wait in unfilled bucket
 
 
 class Clock:
-    """Seconds by stage, added up over threads."""
+    """Of one shard under way: seconds by stage, added up over threads, and how far it is."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.counts = Counts()
         self._lock = threading.Lock()
+
+    def advance(self, to: int = 0, **more: int) -> None:
+        """Add to the counts; ``to``: bytes of the source that are done with."""
+        old = self.counts
+        added = {name: getattr(old, name) + count for name, count in more.items()}
+        self.counts = replace(old, source_bytes=max(old.source_bytes, to), **added)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -51,7 +59,7 @@ class Replica:
         self.codec, self.queue_bytes = codec, queue_bytes
         self.pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._device_lock = threading.Lock()
-        self.moved = dict[str, Counts]()  # how far the shards in flight are, by shard id
+        self.clocks = dict[str, Clock]()  # of the shards in flight, by shard id
 
     def encode(self, pixels: Tensor, quality: int, clock: Clock) -> np.ndarray:
         """uint8 [B,3,H,W] -> codes [B,h,w,quality]; one batch at a time on the device."""

@@ -11,17 +11,16 @@ the sources with that store would have given, and ``jobs.encode`` can go on with
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.archive import commit, table
 from pipeline.archive.table import BadTable, Row
-from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store.storage import Store
 from pipeline.work import decoder
-from pipeline.work.encoder import commit_rows
 from pipeline.work.replica import Clock, Replica, batch_size
+from pipeline.work.shard import payload_bytes, run_shard
 
 
 @dataclass(frozen=True)
@@ -38,24 +37,20 @@ class Transcoder:
 
         Raises:
             BadTable: the source's table is not the one of its ledger, or is damaged.
-            pipeline.store.storage.StorageError: by class of recovery.
-            pipeline.plan.PlanMismatch: something else is committed there.
+            others: see :func:`pipeline.work.shard.run_shard`.
         """
-        found = commit.find_committed(store, plan, spec)
-        if found is not None:
-            return found
-        begin, clock = time.perf_counter(), Clock()
-        with clock.stage("read"):
-            entry, rows = self._read(spec)
-        try:
-            rows = transcode_rows(rows, self.source_plan, plan, replica, clock)
-        except BadTable as error:
-            raise BadTable(f"shard {spec.shard_id}: {error}") from error
-        result = replace(
-            entry, code_bytes=sum(row.payload_bytes for row in rows),
-            table_bytes=0, table_sha256="", table_etag="", attempt=attempt, adopted=False,
-        )  # fmt: skip
-        return commit_rows(rows, plan, spec, store, result, clock, begin)
+
+        def make(clock: Clock) -> tuple[list[Row], Facts]:
+            with clock.stage("read"):
+                entry, rows = self._read(spec)
+            try:
+                rows = transcode_rows(rows, self.source_plan, plan, replica, clock)
+            except BadTable as error:
+                raise BadTable(f"shard {spec.shard_id}: {error}") from error
+            size = payload_bytes(rows)
+            return rows, Facts(entry.rows, entry.pixels, size, entry.damage, entry.outcome)
+
+        return run_shard(spec, plan, store, replica, attempt, make)
 
     def _read(self, spec: ShardSpec) -> tuple[ShardResult, list[Row]]:
         """The source's ledger entry, and the rows of the very table that it is of."""
@@ -111,3 +106,4 @@ def _transcode_batch(
             rows[i], codes=raw if plan.stores_codes else None,
             bitstream=None if streams is None else streams[n],
         )  # fmt: skip
+    clock.advance(images=len(places), code_bytes=payload_bytes([rows[i] for i in places]))

@@ -151,7 +151,7 @@ def test_every_shard_is_handed_out_once_when_nothing_fails(tmp_path):
     run = Run(tmp_path, SimulatedPool(), names(20))
     assert run.pool.shards() == Counter(names(20))
     assert (run.progress.done, run.progress.images, run.progress.retries) == (20, 200, 0)
-    assert run.seconds == 1 + 4  # 20 shards of a second, six at a time
+    assert run.seconds == 1 + 5  # 20 shards of a second, six at a time, the last ones by threes
 
 
 def test_no_shards_end_at_once_and_ask_for_no_replica(tmp_path):
@@ -166,7 +166,7 @@ def test_the_listing_is_consumed_as_replicas_come_free(tmp_path):
         nonlocal taken
         for name in names(50):
             taken += 1
-            assert taken <= len(pool.started) + 2
+            assert taken <= len(pool.started) + 7  # to know whether there is enough
             yield spec(name)
 
     progress = Progress(50, started=pool.now)
@@ -341,7 +341,7 @@ def test_a_shard_that_hangs_every_replica_is_set_aside(tmp_path, caplog):
 
     run = Run(tmp_path, SimulatedPool(act), names(12), 1)
     assert run.progress.done == 11
-    assert "hung: no result for /in/s0003.tar in" in run.quarantined["s0003"].reason
+    assert "hung: /in/s0003.tar got no further in" in run.quarantined["s0003"].reason
 
 
 def test_very_long_shards_get_through_although_no_pace_is_known(tmp_path):
@@ -438,7 +438,7 @@ def test_the_bare_speed_is_the_mean_of_the_replicas_that_were_up(tmp_path):
     pool = SimulatedPool(comes=lambda number: {1: 1.0, 2: 26.0}[number])
     run = Run(tmp_path, pool, names(150), 2)
     # One replica of 2 Mpx/s for 25 s, then two of them for the last 25 s.
-    assert run.progress.bare_mpx_s == pytest.approx(3.0)
+    assert run.progress.bare_mpx_s == pytest.approx(3.0, rel=0.01)
 
 
 # Everything at once ------------------------------------------------------------------------------

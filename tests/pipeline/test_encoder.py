@@ -194,7 +194,7 @@ def test_batches_depend_on_the_order_of_the_samples_alone():
     batcher = Batcher(plan)
 
     def ready(height: int, width: int) -> Ready:
-        return Ready(Row("k", Status.OK), torch.zeros(3, height, width, dtype=torch.uint8))
+        return Ready(Row("k", Status.OK), torch.zeros(3, height, width, dtype=torch.uint8), 0)
 
     out = []
     for index, size in enumerate([(32, 32), (16, 32), (32, 32), (32, 32), (64, 64), (32, 32)]):
@@ -209,7 +209,7 @@ def test_waiting_pixels_are_bounded_however_many_shapes_there_are():
     for index in range(500):
         side = 16 * (1 + index % 40)
         pixels = torch.zeros(3, 16, side, dtype=torch.uint8)
-        list(batcher.add(index, Ready(Row("k", Status.OK), pixels)))
+        list(batcher.add(index, Ready(Row("k", Status.OK), pixels, 0)))
         peak = max(peak, batcher.pending)
     assert peak <= 8 * plan.batch_pixels
 

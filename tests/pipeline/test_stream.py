@@ -247,7 +247,7 @@ def test_damage_in_a_worker_names_the_table(tmp_path):
 FOOTERS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pipeline import manifest
+from pipeline.archive import manifest
 from pipeline.store.storage import Store
 found = manifest.read(Store(sys.argv[1]))
 for _ in range(40):
