@@ -32,8 +32,8 @@ from torch import Tensor
 from pqmim.codec import Codec
 from pqmim.coding import schedule
 from pqmim.completion import filling, masks
-from pqmim.completion.draw import Rule
 from pqmim.completion.filling import Fill
+from pqmim.completion.rule import Rule
 from pqmim.evaluation.rd import load_folder
 from pqmim.files import budget
 from pqmim.metrics import LEAST_SIDE, ms_ssim, psnr

@@ -175,13 +175,13 @@ def ours(archive: bool) -> tuple[Call, Callable[[Any], torch.Tensor]]:
     """The shipped weights, codes searched at the default price; all sub-codes in the default
     stages, or as in an archive."""
     from pqmim.codec import Codec
-    from pqmim.coding import schedule, search
+    from pqmim.coding import schedule
 
     codec = Codec.load()
 
     def encode(pixels: torch.Tensor) -> tuple[bytes, int]:
         quality, plan = (16, schedule.FAST_PLAN) if archive else (None, schedule.DEFAULT_PLAN)
-        data = codec.compress(pixels, quality, plan, price=search.DEFAULT_PRICE)
+        data = codec.compress(pixels, quality, plan, price=schedule.DEFAULT_PRICE)
         return data, len(data)
 
     return encode, codec.decompress

@@ -56,7 +56,7 @@ class SimulatedPool:
         self.number += 1
         name = f"replica-{self.number}"
         self.alive.add(name)
-        self._later(10, Up(name, "node", 1.0, 1 << 30))
+        self._later(10, Up(name, "node", rss_bytes=1 << 30))
         return name
 
     def start(self, replica: str, spec: ShardSpec, attempt: int) -> None:

@@ -34,7 +34,8 @@ from typing import TypeVar
 
 import torch
 
-from jobs import common, encode
+from jobs import common
+from jobs.common import work
 from pipeline.archive import resume
 from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.plan import Plan, ShardSpec, listing_digest, shard_id
@@ -114,7 +115,7 @@ def measure(args: argparse.Namespace) -> None:
     images = sum(encoder.encode_shard(specs[0], plan, warm, replica).rows.values())
     safe, plain = TimedStore("s3://bench/safe"), PlainStore("s3://bench/plain")
     begin = time.perf_counter()
-    encode.begin(safe, plan, specs, weights)
+    work.begin(safe, plan, specs, weights)
     resume.find_left(safe, specs, retry_failed=False)
     once_s = time.perf_counter() - begin
     safe.seconds, turns = 0.0, list[tuple[float, float]]()

@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from examples.page import Card, ErrorRow, write_page
 from jobs import common, decode, encode, finish, verify
 from pipeline.archive import commit, table
+from pipeline.out.names import file_name
 from pipeline.plan import Plan, Status
 from pipeline.store.storage import Store
 from pipeline.tars.samples import ShardReader
@@ -34,16 +34,14 @@ def main() -> int:
     """Run the jobs, then build the page."""
     shutil.rmtree(OUT, ignore_errors=True)
     archive = str(OUT / "archive")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    share = "0.5" if device == "cuda" else "0"
     steps = [
-        ("encode", encode.main, ["--input", str(SHARDS), "--output", archive, "--replicas", "2",
-                                 "--device", device, "--gpus-per-replica", share,
-                                 "--measure", "psnr", "--keep", "txt", "--store", "both"]),
+        ("encode", encode.main, ["--input", str(SHARDS), "--output", archive, "--local",
+                                 "--replicas", "2", "--measure", "psnr", "--keep", "txt",
+                                 "--store", "both"]),
         ("finish", finish.main, ["--archive", archive]),
-        ("verify", verify.main, ["--archive", archive, "--device", device]),
+        ("verify", verify.main, ["--archive", archive]),
         ("decode", decode.main, ["--archive", archive, "--output", str(OUT / "decoded"),
-                                 "--format", "png", "--device", device]),
+                                 "--format", "png"]),
     ]  # fmt: skip
     for name, job, arguments in steps:
         sys.stdout.write(f"\n== python -m jobs.{name} {' '.join(arguments)}\n")
@@ -66,7 +64,7 @@ def build(store: Store, out: Path) -> Path:
             sources = {s.key: s.members for s in ShardReader(stream, spec.size)}
         for row in table.read_rows(store.get(commit.table_name(spec.shard_id))):
             if row.status is Status.OK:
-                decoded = out / "decoded" / spec.shard_id / f"{decode.file_name(row.key)}.png"
+                decoded = out / "decoded" / spec.shard_id / f"{file_name(row.key)}.png"
                 cards.append(card(row, sources[row.key], plan, decoded))
             else:
                 errors.append(ErrorRow(row.key, row.status.value, row.error or "", spec.shard_id))

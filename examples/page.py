@@ -19,6 +19,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pipeline.driver.limit import NAMES
+
 TEMPLATE = Path(__file__).with_name("page.html")
 STAGES = ("read", "decode", "encode", "measure", "code", "write")
 MISSING = "-"
@@ -119,8 +121,8 @@ def _totals(summary: Mapping[str, Any], cards: Sequence[Card]) -> str:
     failed = sum(count for status, count in rows.items() if status != "ok")
     psnrs = [card.psnr for card in cards if math.isfinite(card.psnr)]
     mean = sum(psnrs) / len(psnrs) if psnrs else None
-    of_bare, source, codes = (summary.get(k) for k in ("of_bare", "source_bytes", "code_bytes"))
-    bare = summary.get("bare_images_per_s")
+    of_limit, source, codes = (summary.get(k) for k in ("of_limit", "source_bytes", "code_bytes"))
+    bound = NAMES.get(summary.get("bound_by") or "")
     tiles = [
         (
             "images",
@@ -133,9 +135,9 @@ def _totals(summary: Mapping[str, Any], cards: Sequence[Card]) -> str:
         ("mean PSNR", _number(mean, 2, " dB"), f"of the {len(psnrs)} images below"),
         ("speed", _number(summary.get("images_per_s"), 1, " /s"), "images per second"),
         (
-            "of the bare model",
-            _number(None if of_bare is None else 100 * of_bare, 0, " %"),
-            "" if bare is None else f"which does {_number(bare, 1)} images/s",
+            "of the limit",
+            _number(None if of_limit is None else 100 * of_limit, 0, " %"),
+            "" if bound is None else f"which is {bound}",
         ),
         (
             "replicas",

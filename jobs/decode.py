@@ -12,232 +12,52 @@ missing.  Finding a ``--key`` reads every table: give the ``--shard`` too if it 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
-import json
-import logging
-import re
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
-from urllib.parse import quote
-
-import numpy as np
-import torch
-import webdataset
-from PIL import Image
 
 from jobs import common
-from pipeline import keep
-from pipeline.archive import commit, table
-from pipeline.archive.table import BadTable, Row
-from pipeline.plan import Plan, PlanMismatch, Status
-from pipeline.store.storage import NotFound, Store
-from pipeline.work import decoder
-from pipeline.work.readahead import ByteBudget, read_ahead
-from pipeline.work.replica import Replica
-
-log = logging.getLogger("jobs.decode")
-MARK = "decoded.json"  # which plan the pictures of an output are of
-JPEG_QUALITY = 95  # of --format jpeg, without chroma subsampling
-AHEAD_BYTES = 256 << 20  # decoded pictures that wait for their files
-MAX_NAME = 200  # characters; file systems take 255 bytes
-SHOWN = 50  # lines of each list in the final text
-
-
-@dataclass
-class Totals:
-    """What became of the images."""
-
-    written: int = 0
-    there: int = 0
-    bad: list[str] = field(default_factory=list)  # rows without a picture
-    statuses: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)  # met so far, of those asked for
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is decoded, and where to."""
-
-    archive: Store
-    output: Store
-    plan: Plan
-    replica: Replica
-    form: str
-    keys: frozenset[str]  # empty: all
-    pool: ThreadPoolExecutor
+from jobs.common import flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, find the tables, decode each, report, exit code."""
     args = parse(argv)
+    import torch
+
+    from jobs.common.pools import local_device
+    from pipeline.archive import commit
+    from pipeline.out import names, pictures
+    from pipeline.store.storage import Store
+    from pipeline.work import decoder
+
     archive, output = Store(args.archive), Store(args.output)
     plan = commit.read_plan(archive)
-    shards = choose_shards(archive, args.shard)
-    if problem := decoder.missing_device(args.device):
-        raise common.UsageError(problem)
-    torch.set_num_threads(args.threads)
-    replica = decoder.load_replica(archive, plan, args.device)
-    output.probe()
-    begin(output, plan)
-    totals = Totals()
-    with ThreadPoolExecutor(args.threads) as pool:
-        task = Task(archive, output, plan, replica, args.format, frozenset(args.key), pool)
-        for number, shard_id in enumerate(shards, 1):
-            decode_shard(task, shard_id, totals)
-            log.info("%d/%d %s: %d images so far", number, len(shards), shard_id, totals.written)
-    totals.problems += [f"no shard has the key {key!r}" for key in task.keys - totals.keys]
-    sys.stdout.write(text(totals) + "\n")
-    return common.INCOMPLETE if totals.problems else common.OK
-
-
-def choose_shards(archive: Store, wanted: Sequence[str]) -> list[str]:
-    """Shard ids of the listing, or those of them that were asked for."""
-    listed = [spec.shard_id for spec in table.read_listing(archive.get("inputs.parquet"))]
-    unknown = sorted(set(wanted) - set(listed))
-    if unknown:
-        raise common.UsageError(
-            f"--shard {' '.join(unknown)}: not in this archive; its first is {listed[0]}"
-        )
-    return [shard_id for shard_id in listed if not wanted or shard_id in wanted]
-
-
-def begin(output: Store, plan: Plan) -> None:
-    """Mark the output as being of this plan, so that pictures of two archives never mix.
-
-    Raises:
-        pipeline.plan.PlanMismatch: it holds the pictures of another archive.
-    """
-    mark = (json.dumps({"plan_digest": plan.digest}) + "\n").encode()
-    if not output.put_if_absent(MARK, mark) and output.get(MARK) != mark:
-        raise PlanMismatch(
-            f"{output.url(MARK)}: the pictures there are of another archive: choose another output"
-        )
-
-
-def decode_shard(task: Task, shard_id: str, totals: Totals) -> None:
-    """Write the pictures of one table; what is wrong with it is noted, not raised."""
-    name = commit.table_name(shard_id)
     try:
-        data = task.archive.get(name)
-        count_rows(data, shard_id, task.keys, totals)
-        write = write_tar if task.form == "webdataset" else write_files
-        write(task, shard_id, data, totals)
-    except NotFound:
-        totals.problems.append(f"{task.archive.url(name)}: no such table")
-    except BadTable as error:
-        totals.problems.append(f"{task.archive.url(name)}: {' '.join(str(error).split())}")
-
-
-def count_rows(data: bytes, shard_id: str, keys: frozenset[str], totals: Totals) -> None:
-    """Note the rows that have no picture, and which of the keys are here."""
-    for row in table.read_rows(data, ["key", "status", "error"]):
-        if keys and row.key not in keys:
-            continue
-        totals.keys |= {row.key} & keys
-        if row.status is not Status.OK:
-            totals.statuses[row.status.value] = totals.statuses.get(row.status.value, 0) + 1
-            totals.bad.append(f"{shard_id}: key {row.key!r}: {row.status.value}: {row.error}")
-
-
-def write_files(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
-    """One file an image; those that are there are not decoded again."""
-    extension = {"png": "png", "jpeg": "jpg"}[task.form]
-    there = set(task.output.names(f"{shard_id}/"))
-
-    def name_of(row: Row) -> str:
-        return f"{shard_id}/{file_name(row.key)}.{extension}"
-
-    def wanted(row: Row) -> bool:
-        if task.keys and row.key not in task.keys:
-            return False
-        totals.there += name_of(row) in there
-        return name_of(row) not in there
-
-    # Closed at once when a write fails, so that no thread goes on decoding.
-    with closing(pictures(task, data, wanted)) as rows:
-        for row, picture in rows:
-            totals.written += task.output.put_if_absent(name_of(row), picture)
-
-
-def write_tar(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
-    """One tar a shard, whole or not at all, always the same bytes."""
-    name, sink, count = f"{shard_id}.tar", io.BytesIO(), 0
-    if task.output.info(name) is not None:
-        totals.there += sum(r.status is Status.OK for r in table.read_rows(data, ["status"]))
-        return
-    texts = [k for k in map(keep.parse, task.plan.keep) if not k.path and k.type == "string"]
-    with (
-        webdataset.TarWriter(sink, encoder=False, mtime=0) as tar,
-        closing(pictures(task, data, lambda row: True)) as rows,
-    ):
-        for row, picture in rows:
-            kept = {k.extension: row.kept[k.name] for k in texts}
-            members = {e: str(v).encode() for e, v in kept.items() if v is not None}
-            tar.write({**members, "__key__": member_key(row.key), "png": picture})
-            count += 1
-    totals.written += count if task.output.put_if_absent(name, sink.getvalue()) else 0
-
-
-def pictures(
-    task: Task, data: bytes, wanted: decoder.Wanted
-) -> Generator[tuple[Row, bytes], None, None]:
-    """The image files of a table's ok rows, in order, made by the threads of the pool."""
-    rows = decoder.decode_table(data, task.plan, task.replica, wanted)
-    yield from read_ahead(
-        rows, lambda item: (item[0], image_file(item[1], task.form)), task.pool,
-        ByteBudget(AHEAD_BYTES),
-        size_before=lambda item: item[1].nbytes,
-        size_after=lambda item: len(item[1]),
-    )  # fmt: skip
-
-
-def image_file(pixels: np.ndarray, form: str) -> bytes:
-    """uint8 [3, H, W] as a PNG or JPEG file."""
-    sink, image = io.BytesIO(), Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    if form == "jpeg":
-        image.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    else:
-        image.save(sink, "PNG")
-    return sink.getvalue()
-
-
-def file_name(key: str) -> str:
-    """A key as a file name: no two keys share one, and none leaves its folder.
-
-    Everything but letters, digits, ``_``, ``-`` and ``~`` becomes %XX; a long name is cut and gets
-    a hash behind ``%-``, which no escape looks like.
-    """
-    name = quote(key, safe="").replace(".", "%2E")
-    if len(name) <= MAX_NAME:
-        return name
-    return f"{name[: MAX_NAME - 40]}%-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-
-
-def member_key(key: str) -> str:
-    """A key as it stands in a tar: untouched, unless extracting it would be unsafe."""
-    plain = re.fullmatch(r"[^%\0\\]+", key) and not {"", ".", ".."} & set(key.split("/"))
-    return key if plain else file_name(key)
-
-
-def text(totals: Totals) -> str:
-    """The final text."""
-    bad = ", ".join(f"{n} {s}" for s, n in sorted(totals.statuses.items())) or "none"
-    lines = [f"{totals.written} images written, {totals.there} were there; rows without: {bad}"]
-    for title, entries in (("no picture", totals.bad), ("problem", totals.problems)):
-        lines += [f"{title}: {entry}" for entry in entries[:SHOWN]]
-        if len(entries) > SHOWN:
-            lines.append(f"{title}: and {len(entries) - SHOWN} more")
-    return "\n".join(lines)
+        shards = names.choose_shards(archive, args.shard)
+    except names.NoSuchShard as error:
+        raise common.UsageError(str(error)) from error
+    device = local_device(args.device)
+    torch.set_num_threads(args.threads)
+    replica = decoder.load_replica(archive, plan, device)
+    output.probe()
+    pictures.begin(output, plan)
+    totals, meter = pictures.Totals(), common.meter("decode", len(shards), "shards")
+    with ThreadPoolExecutor(args.threads) as pool:
+        keys = frozenset(args.key)
+        task = pictures.Task(archive, output, plan, replica, args.format, keys, pool, meter)
+        for number, shard_id in enumerate(shards):
+            task.number = number
+            pictures.decode_shard(task, shard_id, totals)
+    meter.close()
+    totals.problems += [f"no shard has the key {key!r}" for key in keys - totals.keys]
+    sys.stdout.write(pictures.text(totals) + "\n")
+    return common.INCOMPLETE if totals.problems else common.OK
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("jobs.decode", description=__doc__.split("\n")[0])
+    parser = flags.parser_of("decode", __doc__)
     group = parser.add_argument_group("input")
     group.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
     group.add_argument("--shard", nargs="+", default=[], metavar="ID",
@@ -248,10 +68,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--format", choices=["png", "jpeg", "webdataset"], default="png",
                        help="files, or one tar of PNG a shard (%(default)s)")  # fmt: skip
     group = parser.add_argument_group("resources")
-    group.add_argument("--device", default="cuda", help="'cuda' or 'cpu' (%(default)s)")
-    group.add_argument("--threads", type=int, default=2,
-                       help="of torch, and as many that make files (%(default)s)")  # fmt: skip
-    args = parser.parse_args(argv)
+    flags.add_device_flags(group)
+    args = flags.parse(parser, argv)
     if args.key and args.format == "webdataset":
         parser.error("--key with --format webdataset: a tar holds a whole shard; take png or jpeg")
     if args.threads < 1:

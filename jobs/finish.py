@@ -17,20 +17,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from jobs import common
-from jobs.status import ledger
-from pipeline.archive import commit, compaction, manifest, table
-from pipeline.plan import ShardResult
-from pipeline.store.storage import Store
+from jobs.common import flags
 
-MANIFEST = manifest.MANIFEST
-MAX_MB = compaction.MAX_BYTES >> 20
+if TYPE_CHECKING:
+    from pipeline.plan import ShardResult
+
+MAX_MB = 1024  # of a packed table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, see what is missing, write the manifest, exit code."""
     args = parse(argv)
+    from pipeline.archive import commit, compaction, manifest, table
+    from pipeline.archive.resume import ledger
+    from pipeline.store.storage import Store
+
     store = Store(args.archive)
     plan = commit.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
@@ -44,11 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return common.INCOMPLETE
     tables, damaged = 0, list[str]()
+    meter = common.meter("finish", len(done), "tables")
 
     def results() -> Iterator[ShardResult]:
         nonlocal tables
         for result in ledger(store, specs, done):
             tables += 1
+            meter.show(tables, f"{tables}/{len(done)} tables")
             if result.outcome != "done":
                 damaged.append(result.url)
             yield result
@@ -57,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         entries = manifest.describe(store, plan, results())
     else:
         entries = compaction.pack(store, plan, results(), args.target_mb << 20)
-    store.put(MANIFEST, manifest.write(entries, plan))
-    lines = [f"{store.url(MANIFEST)}: {tables} tables, {len(damaged)} of damaged shards"]
+    store.put(manifest.MANIFEST, manifest.write(entries, plan))
+    meter.close()
+    lines = [f"{store.url(manifest.MANIFEST)}: {tables} tables, {len(damaged)} of damaged shards"]
     lines += [f"damaged: {url}" for url in damaged]
     lines += [f"quarantined, without a table: {q.url}: {q.reason}" for q in given_up.values()]
     if given_up:
@@ -69,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("jobs.finish", description=__doc__.split("\n")[0])
-    parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
+    parser = flags.parser_of("finish", __doc__)
+    flags.add_archive_flag(parser)
     parser.add_argument("--target-mb", type=int, metavar="N",
                         help="join small tables into copies of at most N MiB")  # fmt: skip
-    args = parser.parse_args(argv)
+    args = flags.parse(parser, argv)
     if args.target_mb is not None and not 1 <= args.target_mb <= MAX_MB:
         parser.error(f"--target-mb must be 1 to {MAX_MB}")
     return args

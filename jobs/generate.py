@@ -15,30 +15,37 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jobs import common, encode
-from pipeline.archive import table
+from jobs import common
+from jobs.common import flags
 from pipeline.plan import Plan, PlanMismatch, ShardSpec, listing_digest
-from pipeline.store.storage import NotFound, Store
-from pipeline.work.generator import Request, check_rule, generate_shard
-from pqmim import checkpoint
-from pqmim.codec import Codec
-from pqmim.completion.draw import TEMPERATURE_ONE, CompletionError, Rule
-from pqmim.files.container import MAX_PIXELS
+from pqmim.completion.rule import TEMPERATURE_ONE, CompletionError, Rule
+
+if TYPE_CHECKING:
+    from pipeline.store.storage import Store
+    from pipeline.work.generator import Request
+    from pqmim.codec import Codec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, describe the images, freeze it in the archive, work it off."""
     args = parse(argv)
-    resources = common.resources_of(args)
+    from jobs.common import work
+    from pipeline.store.storage import Store
+    from pipeline.work.generator import generate_shard
+    from pqmim import checkpoint
+    from pqmim.codec import Codec
+
+    resources = flags.resources_of(args)
     store = Store(args.output)
     store.probe()
     specs = list(request_of(args).shards(args.images_per_shard))
     check_same(store, specs)
     weights = checkpoint.read(args.weights)
     plan = plan_of(args, specs, Codec.from_bytes(weights, name=args.weights))
-    encode.begin(store, plan, specs, weights)
-    return encode.work_off(store, plan, specs, resources, generate_shard, args.retry_failed, 1.0)
+    work.begin(store, plan, specs, weights)
+    return work.work_off(store, plan, specs, resources, generate_shard, args.retry_failed)
 
 
 def request_of(args: argparse.Namespace) -> Request:
@@ -47,6 +54,9 @@ def request_of(args: argparse.Namespace) -> Request:
     Raises:
         jobs.common.UsageError: they cannot be.
     """
+    from pipeline.work.generator import Request, check_rule
+    from pqmim.files.container import MAX_PIXELS
+
     size = re.fullmatch(r"(\d+)x(\d+)", args.size)
     if size is None:
         raise common.UsageError(f"--size {args.size}: WIDTHxHEIGHT in pixels, as 256x256")
@@ -85,6 +95,9 @@ def check_same(store: Store, specs: list[ShardSpec]) -> None:
     Raises:
         pipeline.plan.PlanMismatch: says which.
     """
+    from pipeline.archive import table
+    from pipeline.store.storage import NotFound
+
     try:
         there = table.read_listing(store.get("inputs.parquet"))
     except NotFound:
@@ -100,9 +113,9 @@ def check_same(store: Store, specs: list[ShardSpec]) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     rule = Rule()
-    parser = argparse.ArgumentParser("jobs.generate", description=__doc__.split("\n")[0])
+    parser = flags.parser_of("generate", __doc__)
     group = parser.add_argument_group("images")
-    group.add_argument("--weights", default="default", help="path or name (%(default)s)")
+    flags.add_weights_flag(group)
     group.add_argument("--count", type=int, required=True, metavar="N", help="images")
     group.add_argument("--size", default="256x256", metavar="WxH", help="pixels (%(default)s)")
     group.add_argument("--seed", type=int, default=0, help="another one, other images (0)")
@@ -112,11 +125,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                        help="0, the most probable codes, to 16 (%(default)s)")  # fmt: skip
     group = parser.add_argument_group("output")
     group.add_argument("--output", required=True, metavar="URI", help="prefix of the archive")
-    common.add_store_flag(group, default=Plan.store)
+    flags.add_store_flag(group, default=Plan.store)
     group.add_argument("--images-per-shard", type=int, default=256, metavar="N",
                        help="images of one table (%(default)s)")  # fmt: skip
-    common.add_imageless_flags(parser)
-    return parser.parse_args(argv)
+    flags.add_imageless_flags(parser)
+    return flags.parse(parser, argv)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from jobs import common
-from pipeline.archive import commit, table
-from pipeline.driver import report
-from pipeline.plan import Plan, ShardResult, ShardSpec
-from pipeline.store.storage import Store
+from jobs.common import flags
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan, ShardResult
+    from pipeline.store.storage import Store
 
 SHOWN = 50  # shards named of each kind
 
@@ -26,6 +28,10 @@ SHOWN = 50  # shards named of each kind
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, read the ledger, report, exit code."""
     args = parse(argv)
+    from pipeline.archive import commit, table
+    from pipeline.archive.resume import ledger
+    from pipeline.store.storage import Store
+
     store = Store(args.archive)
     plan = commit.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
@@ -67,16 +73,6 @@ class Totals:
         self.pixels += result.pixels
 
 
-def ledger(store: Store, specs: Sequence[ShardSpec], done: Set[str]) -> Iterator[ShardResult]:
-    """The entries of those of the listing's shards that are ``done``, in its order."""
-    try:
-        yield from commit.entries(store, (s.shard_id for s in specs if s.shard_id in done))
-    except (ValueError, TypeError, KeyError) as error:
-        raise common.UsageError(
-            f"{store.url('ledger/')}: an entry is damaged ({error}): jobs.verify names it"
-        ) from error
-
-
 def shards(store: Store, listed: int, committed: int, damaged: int, quarantined: int) -> str:
     """Shards by what became of them."""
     return (
@@ -100,6 +96,8 @@ def content(plan: Plan, totals: Totals) -> list[str]:
 
 def last_run(store: Store) -> list[str]:
     """The summary of the last submission."""
+    from pipeline.driver import report
+
     names = [name for name in store.names("runs/") if name.endswith("/summary.json")]
     if not names:
         return ["no run has ended yet"]
@@ -109,9 +107,9 @@ def last_run(store: Store) -> list[str]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("jobs.status", description=__doc__.split("\n")[0])
-    parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
-    return parser.parse_args(argv)
+    parser = flags.parser_of("status", __doc__)
+    flags.add_archive_flag(parser)
+    return flags.parse(parser, argv)
 
 
 if __name__ == "__main__":

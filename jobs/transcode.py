@@ -14,18 +14,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs import common, encode
-from pipeline.archive import commit, table
-from pipeline.plan import listing_digest
-from pipeline.store.storage import Store
-from pipeline.work import decoder
-from pipeline.work.transcoder import Transcoder
+from jobs import common
+from jobs.common import flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, read the old plan, freeze the new one, work off what is committed there."""
     args = parse(argv)
-    resources = common.resources_of(args)
+    from jobs.common import work
+    from pipeline.archive import commit, table
+    from pipeline.plan import listing_digest
+    from pipeline.store.storage import Store
+    from pipeline.work import decoder
+    from pipeline.work.transcoder import Transcoder
+
+    resources = flags.resources_of(args)
     source, store = Store(args.archive), Store(args.output)
     old = commit.read_plan(source)
     specs = table.read_listing(source.get("inputs.parquet"))
@@ -33,17 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise table.BadTable(f"{source.url('inputs.parquet')}: not the listing of its plan.json")
     if old.store == args.store:
         raise common.UsageError(f"--store {args.store}: {source.root} has that already; copy it")
-    common.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
+    work.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
     plan = replace(old, store=args.store)
     store.probe()
-    encode.begin(store, plan, specs, source.get(commit.model_name(old.model)))
-
+    work.begin(store, plan, specs, source.get(commit.model_name(old.model)))
     there = commit.committed_ids(source)
     todo = [spec for spec in specs if spec.shard_id in there]
     # Bad images were judged when they were encoded: any share of them will do.
-    code = encode.work_off(
-        store, plan, todo, resources, Transcoder(source, old), args.retry_failed, 1.0
-    )
+    code = work.work_off(store, plan, todo, resources, Transcoder(source, old), args.retry_failed)
     if len(todo) == len(specs):
         return code
     sys.stdout.write(f"{len(specs) - len(todo)} of {len(specs)} shards are not in {source.root}\n")
@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("jobs.transcode", description=__doc__.split("\n")[0])
-    parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
+    parser = flags.parser_of("transcode", __doc__)
+    flags.add_archive_flag(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--output", required=True, metavar="URI", help="prefix of the new archive")
-    common.add_store_flag(group)
-    common.add_imageless_flags(parser)
-    return parser.parse_args(argv)
+    flags.add_store_flag(group)
+    flags.add_imageless_flags(parser)
+    return flags.parse(parser, argv)
 
 
 if __name__ == "__main__":

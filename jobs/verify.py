@@ -19,23 +19,17 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from jobs import common
-from pipeline.archive import commit, table
-from pipeline.driver import policy, report, run
-from pipeline.driver.fleet import IN_FLIGHT
-from pipeline.driver.pace import Limits
-from pipeline.plan import Plan, Resources, ShardSpec
-from pipeline.proof import sampled, tables
-from pipeline.proof.prover import Prover, read_record, still_proved
-from pipeline.proof.verdict import Report, Verdict
-from pipeline.store.storage import NotFound, Store
-from pipeline.work import decoder
-from pipeline.work.replica import Replica
-from pqmim.checkpoint import CheckpointError
+from jobs.common import flags
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan, Resources, ShardSpec
+    from pipeline.proof.prover import Prover
+    from pipeline.proof.verdict import Report, Verdict
+    from pipeline.store.storage import Store
+    from pipeline.work.replica import Replica
 
 log = logging.getLogger("jobs.verify")
 TABLES = 8  # tables read and checked at once in this process
@@ -46,17 +40,24 @@ LINES = 10_000  # shards in one list, about 5 MB
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check the model, every shard and a sample, report, exit code."""
     args = parse(argv)
-    resources = common.resources_of(args)
+    import torch
+
+    from jobs.common.pools import local_device
+    from pipeline.archive import commit, table
+    from pipeline.proof import sampled, tables
+    from pipeline.proof.verdict import Report
+    from pipeline.store.storage import Store
+
+    resources = flags.resources_of(args)
     torch.set_num_threads(resources.threads)  # more than there are free cores wait for each other
     store, name = Store(args.archive), args.resume or common.run_id()
     plan = commit.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
     by_replicas = args.full or args.decode_fraction is not None
-    if not by_replicas and (problem := decoder.missing_device(args.device)):
-        raise common.UsageError(problem)
+    device = "cpu" if by_replicas else local_device(args.device)
     found = Report(plan, len(specs), args.full and not args.no_source, args.accept_failed_images)
     found.archive += tables.check_archive(store, plan, specs)
-    replica = open_model(store, plan, "cpu" if by_replicas else args.device, found)
+    replica = open_model(store, plan, device, found)
     if by_replicas and replica is not None:
         checks, resumed = prover_of(args, name), args.resume is not None
         verdicts = prove(store, plan, specs, resources, checks, resumed, found)
@@ -86,6 +87,10 @@ def finish(store: Store, name: str, found: Report, args: argparse.Namespace) -> 
 
 def open_model(store: Store, plan: Plan, device: str, found: Report) -> Replica | None:
     """The archive's model; loading it proves that it hashes to its name."""
+    from pipeline.store.storage import NotFound
+    from pipeline.work import decoder
+    from pqmim.checkpoint import CheckpointError
+
     try:
         return decoder.load_replica(store, plan, device)
     except (CheckpointError, NotFound) as error:
@@ -98,13 +103,17 @@ def write_lines(
 ) -> list[int]:
     """Add up the verdicts, and keep a line of each; the good images of each shard."""
     good, lines = list[int](), list[bytes]()
+    meter = common.meter("verify", len(specs), "shards")
     for spec, one in zip(specs, verdicts, strict=True):
+        problems = sum(map(len, (found.total.problems, found.archive)))
+        meter.show(len(good), f"{len(good)}/{len(specs)} shards, {problems} problems")
         lines.append(found.add(spec, one))
         good.append(one.proved["images"] if not one.problems else 0)
         if len(good) % LINES == 0 or len(good) == len(specs):
             number = (len(good) - 1) // LINES
             store.put(f"runs/{name}/verify/{number:05d}.jsonl", b"".join(lines))
             lines.clear()
+    meter.close()
     return good
 
 
@@ -113,6 +122,8 @@ def write_lines(
 
 def prover_of(args: argparse.Namespace, name: str) -> Prover:
     """The checks that the flags describe."""
+    from pipeline.proof.prover import Prover
+
     fraction = 1.0 if args.full else args.decode_fraction
     return Prover(name, args.full, fraction, not args.no_source, args.min_psnr)
 
@@ -122,6 +133,14 @@ def prove(
     resumed: bool, found: Report,
 ) -> Iterator[Verdict]:  # fmt: skip
     """Have the replicas prove what is left of a verification, then read every shard's verdict."""
+    from jobs.common.work import drive
+    from pipeline.archive import commit
+    from pipeline.driver import policy, report
+    from pipeline.proof import tables
+    from pipeline.proof.prover import read_record, still_proved
+    from pipeline.proof.verdict import Verdict
+    from pipeline.store.storage import Store
+
     log.info("verification %s; give --resume %s to go on with it", prover.run, prover.run)
     left = list(specs)
     if resumed:
@@ -132,6 +151,7 @@ def prove(
     progress = report.Progress(len(specs), len(specs) - len(left), sum(s.size for s in left))
     if left:
         try:
+            # Bad images were judged when they were encoded: any share of them will do.
             drive(plan, left, store, own, progress, resources, prover)
         except policy.Stopped as stop:
             if progress.first_work is None:
@@ -150,28 +170,11 @@ def prove(
     return tables.in_order(verdict, specs, RECORDS)
 
 
-def drive(
-    plan: Plan, left: Sequence[ShardSpec], store: Store, own: Store, progress: report.Progress,
-    resources: Resources, prover: Prover,
-) -> None:  # fmt: skip
-    """Run the replicas over what is left; shards that were given up are kept in ``own``."""
-    from pipeline.driver.ray_pool import RayPool  # imports Ray
-
-    common.connect(resources)
-    queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
-    limits = replace(Limits(), rss_growth_bytes=Limits().rss_growth_bytes + queues)
-    pool = RayPool(store, plan, resources, prover)
-    try:  # bad images were judged when they were encoded: any share of them will do
-        run.run(left, pool, own, progress, 1.0, resources.replicas, limits)
-    finally:
-        pool.close()
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("jobs.verify", description=__doc__.split("\n")[0])
-    parser.add_argument("--archive", required=True, metavar="URI", help="what jobs.encode wrote")
-    parser.add_argument("--no-source", "--no-sources", action="store_true",
+    parser = flags.parser_of("verify", __doc__)
+    flags.add_archive_flag(parser)
+    parser.add_argument("--no-source", action="store_true",
                         help="the sources are gone: do not look at them")  # fmt: skip
     group = parser.add_argument_group("images")
     group.add_argument("--sample", type=int, default=32, metavar="N", help="images, spread evenly "
@@ -186,8 +189,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                        "that could not be encoded may be deleted as well")  # fmt: skip
     group.add_argument("--resume", metavar="ID", help="go on with a --full or --decode-fraction "
                        "that was interrupted")  # fmt: skip
-    common.add_resource_flags(parser)
-    args = parser.parse_args(argv)
+    flags.add_resource_flags(parser)
+    args = flags.parse(parser, argv)
     if args.sample < 0:
         parser.error("--sample must be 0 or more")
     if args.decode_fraction is not None and not 0 < args.decode_fraction <= 1:

@@ -83,6 +83,7 @@ class ShardResult:
     attempt: int = 1
     adopted: bool = False  # the table was already there, from an attempt whose ledger was lost
     retries: int = 0  # storage requests repeated; absent in entries of older versions
+    cpu: dict[str, float] = field(default_factory=dict)  # processor seconds, as seconds; the same
 
     @classmethod
     def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
@@ -222,12 +223,24 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What a replica measured of its parts, each alone, when it came up."""
+
+    encode: float = 0.0  # seconds a megapixel
+    code: float = 0.0  # the same, of search and entropy model; 0 where there are no bitstreams
+    cores: int = 1  # of its node
+    threads: int = 1  # that it can keep busy
+    on_cpu: bool = True
+
+
+@dataclass(frozen=True)
 class Resources:
     """What a run is given; none of it changes a byte of the output."""
 
     replicas: int = 1
     device: str = "cpu"
-    gpus_per_replica: float = 0.0
+    gpus_per_replica: float | None = None  # None: one, if the device is a GPU
+    local: bool = False  # processes of this machine instead of Ray's actors
     cpus_per_replica: float = 1.0
     threads: int = 1  # torch threads of a replica
     decode_threads: int = 2

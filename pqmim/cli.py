@@ -17,7 +17,7 @@ from PIL import Image
 from pqmim import checkpoint, commands
 from pqmim.autoencoder.config import AutoencoderConfig
 from pqmim.codec import Codec
-from pqmim.coding import schedule, search
+from pqmim.coding import schedule
 from pqmim.evaluation import command
 from pqmim.files import container
 from pqmim.prior import integers
@@ -56,7 +56,7 @@ def _compress_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price", type=float, metavar="LAMBDA",
         help="squared error that a bit is worth: higher gives smaller files, 0 takes the nearest "
-        f"codewords ({search.DEFAULT_PRICE})",
+        f"codewords ({schedule.DEFAULT_PRICE})",
     )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="fewer stages: less time, more bytes")
     parser.add_argument("--max-bytes", type=int, help="the best picture in so many bytes: 200")
@@ -84,11 +84,11 @@ def compress(args: argparse.Namespace) -> int:
     pixels = commands.read_pixels(commands.read(args.input))
     codec = Codec.load(args.weights, args.device)
     if args.max_bytes is not None:
-        commands.write(args.output, codec.compress_to(pixels, args.max_bytes))
+        commands.write(args.outputput, codec.compress_to(pixels, args.max_bytes))
         return 0
-    price = search.DEFAULT_PRICE if args.price is None else args.price
+    price = schedule.DEFAULT_PRICE if args.price is None else args.price
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
-    commands.write(args.output, codec.compress(pixels, args.quality, plan, price=price))
+    commands.write(args.outputput, codec.compress(pixels, args.quality, plan, price=price))
     return 0
 
 
@@ -98,7 +98,7 @@ def decompress(args: argparse.Namespace) -> int:
     fill = commands.rule(args) if args.complete == "draw" else args.complete
     partial = args.partial or args.complete is not None
     pixels = codec.decompress(commands.read(args.input), partial=partial, fill=fill)
-    commands.write_pixels(args.output, pixels)
+    commands.write_pixels(args.outputput, pixels)
     return 0
 
 
@@ -152,10 +152,13 @@ def _describe_weights(name: str) -> dict[str, object]:
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--shards", required=True, help="WebDataset tars, a glob; the last is held out"
+        "--input",
+        required=True,
+        metavar="SHARDS",
+        help="WebDataset tars, a glob; the last is held out",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the run; resumes if it exists"
+        "--output", type=Path, required=True, help="folder of the run; resumes if it exists"
     )
     parser.add_argument("--minutes", type=float, help="time budget (the recipe's)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -169,11 +172,11 @@ def _train_autoencoder_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _shards(args: argparse.Namespace) -> list[Path]:
-    """The tars of ``--shards``; sets the threads."""
-    shards = [Path(p) for p in sorted(glob.glob(args.shards))]
+    """The tars of ``--input``; sets the threads."""
+    shards = [Path(p) for p in sorted(glob.glob(args.input))]
     if len(shards) < 2:
         raise ValueError(
-            f"--shards {args.shards} matches {len(shards)} tars, two are needed: one is held out"
+            f"--input {args.input} matches {len(shards)} tars, two are needed: one is held out"
         )
     torch.set_num_threads(args.threads)
     return shards
@@ -187,8 +190,8 @@ def train_autoencoder(args: argparse.Namespace) -> int:
     if args.minutes:
         recipe = dataclasses.replace(recipe, minutes=args.minutes)
     other = Codec.load(args.trunks).model if args.trunks else None
-    model = autoencoder.train(recipe, _shards(args), args.out, torch.device(args.device), other)
-    sys.stdout.write(f"{checkpoint.write(model, args.out)}\n")
+    model = autoencoder.train(recipe, _shards(args), args.output, torch.device(args.device), other)
+    sys.stdout.write(f"{checkpoint.write(model, args.output)}\n")
     return 0
 
 
@@ -245,9 +248,9 @@ def train_prior(args: argparse.Namespace) -> int:
     device = torch.device(args.device)
     quantizer = codec.model.quantizer
     codebook, lengths = quantizer.codebook, quantizer.lengths()
-    trainer = prior_run.begin(recipe, args.out, device, codebook, lengths, other)
-    trained = prior_run.train(trainer, train, held_out, args.out)
-    sys.stdout.write(f"{checkpoint.write(codec.model, args.out, trained)}\n")
+    trainer = prior_run.begin(recipe, args.output, device, codebook, lengths, other)
+    trained = prior_run.train(trainer, train, held_out, args.output)
+    sys.stdout.write(f"{checkpoint.write(codec.model, args.output, trained)}\n")
     return 0
 
 

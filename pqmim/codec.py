@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pqmim.coding import schedule
 from pqmim.completion import filling
-from pqmim.completion.draw import Rule
+from pqmim.completion.rule import Rule
 from pqmim.context import plainly
 from pqmim.files import budget, single
 from pqmim.files.container import MAX_PIXELS

@@ -16,7 +16,7 @@ from torch import Tensor
 from pqmim.codec import Codec
 from pqmim.coding import schedule
 from pqmim.completion import masks
-from pqmim.completion.draw import Rule
+from pqmim.completion.rule import Rule
 
 STDIO = "-"
 

@@ -121,7 +121,7 @@ class Tokenizer:
 
     @plainly
     def search(
-        self, pixels: Tensor, quality: int | None = None, price: float = search.DEFAULT_PRICE,
+        self, pixels: Tensor, quality: int | None = None, price: float = schedule.DEFAULT_PRICE,
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
     ) -> tuple[Tensor, list[bytes]]:  # fmt: skip
         """The codes that are worth their bits, and their payloads (:mod:`pqmim.coding.search`).

@@ -8,7 +8,7 @@ committed shards, until the answer is there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,3 +63,17 @@ def _damaged(store: Store, candidates: Sequence[str]) -> list[str]:
         entries = pool.map(store.get, map(commit.ledger_name, candidates))
         results = [ShardResult.from_json(entry) for entry in entries]
     return [result.url for result in results if result.outcome != "done"]
+
+
+def ledger(store: Store, specs: Sequence[ShardSpec], done: Set[str]) -> Iterator[ShardResult]:
+    """The entries of those of the listing's shards that are ``done``, in its order.
+
+    Raises:
+        BadTable: one of them is damaged.
+    """
+    try:
+        yield from commit.entries(store, (s.shard_id for s in specs if s.shard_id in done))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadTable(
+            f"{store.url('ledger/')}: an entry is damaged ({error}): jobs.verify names it"
+        ) from error

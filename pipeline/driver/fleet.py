@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.plan import Counts, ShardFailure, ShardResult, ShardSpec
+from pipeline.plan import Alone, Counts, ShardFailure, ShardResult, ShardSpec
 
 IN_FLIGHT = 2  # shards a replica: one opens while the other computes
 
@@ -22,7 +22,7 @@ class Up:
 
     replica: str
     node: str
-    megapixels_per_s: float = 0.0  # of the bare model there
+    alone: Alone = Alone()
     rss_bytes: int = 0
 
 
@@ -108,7 +108,6 @@ class Member:
     name: str
     node: str = ""
     state: str = "pending"  # or open, reserved, draining
-    megapixels_per_s: float = 0.0
     rss_bytes: int = 0  # when it came up
     shards: int = 0  # since it came up
     flights: dict[str, Flight] = field(default_factory=dict)  # by shard id
@@ -123,7 +122,6 @@ class Fleet:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.up = 0
-        self.megapixels_per_s = 0.0  # of the bare model on all that are up
         self.reserved: list[Member] = []
         # Ordered dictionaries, because the first item of a plain one costs more the more were
         # taken from its front.
@@ -138,10 +136,8 @@ class Fleet:
     def come_up(self, event: Up) -> Member:
         """A replica that can be used from now on."""
         member = self.members[event.replica]
-        member.node, member.megapixels_per_s = event.node, event.megapixels_per_s
-        member.rss_bytes = event.rss_bytes
+        member.node, member.rss_bytes = event.node, event.rss_bytes
         self.up += 1
-        self.megapixels_per_s += event.megapixels_per_s
         self._move(member, "open")
         return member
 
@@ -152,7 +148,6 @@ class Fleet:
             return None
         if member.state != "pending":
             self.up -= 1
-            self.megapixels_per_s -= member.megapixels_per_s
         self._leave(member)
         if member.state == "reserved":
             self.reserved.remove(member)

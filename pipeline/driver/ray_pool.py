@@ -132,7 +132,7 @@ class RayPool:
             ready: Ready = call.result()
             log.info("%s is process %d on %s", name, ready.pid, ready.node)
             self._to_ask.append(name)
-            return Up(name, ready.node, ready.megapixels_per_s, ready.rss_bytes)
+            return Up(name, ready.node, ready.alone, ready.rss_bytes)
         if isinstance(error, RayError):  # the call itself failed: it could not be sent or returned
             failure = ShardFailure(spec.shard_id, spec.url, "error", say(error), attempt)
             return Returned(name, failure)

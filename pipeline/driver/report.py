@@ -1,8 +1,7 @@
 """Progress while a run goes on, and its summary: where the time went, and how close to the limit.
 
 Stage seconds are added up over the threads and replicas, so they exceed the wall time where stages
-overlap.  ``of_bare`` is the run's megapixels a second over the bare model's, which each replica
-measured on synthetic batches when it came up.
+overlap.  ``of_limit`` is explained in ``pipeline.driver.limit``.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections import deque
 from dataclasses import astuple, dataclass, field
 
+from pipeline.driver.limit import NAMES, Limit
 from pipeline.plan import Counts, Plan, ShardResult, Status
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
@@ -45,25 +45,12 @@ class Progress:
     rss_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
+    cpu: dict[str, float] = field(default_factory=dict)
+    limit: Limit = field(default_factory=Limit)
+    encodes: bool = True  # pictures, so that the limit of a replica means something
     meter: Meter | None = None
     flying: Counts = Counts()  # of the shards in flight
     _past: deque[tuple[float, int]] = field(default_factory=deque)  # when, and bytes done by then
-    _bare_megapixels: float = 0.0  # that the bare models could have done until _bare_since
-    _bare_mpx_s: float = 0.0
-    _bare_since: float = 0.0
-
-    def speed_changed(self, now: float, megapixels_per_s: float) -> None:
-        """A replica came or went; ``megapixels_per_s`` of the bare models of all that are up."""
-        self._bare_megapixels += self._bare_mpx_s * (now - self._bare_since)
-        self._bare_mpx_s, self._bare_since = megapixels_per_s, now
-
-    @property
-    def bare_mpx_s(self) -> float:
-        """Mean megapixels a second of the bare models that were up while there was work."""
-        if not self.done:
-            return self._bare_mpx_s
-        since = max(self.last_done - self._bare_since, 0.0)
-        return (self._bare_megapixels + self._bare_mpx_s * since) / self.work_s
 
     def shard_done(self, result: ShardResult, now: float) -> None:
         """Count a committed shard."""
@@ -80,6 +67,8 @@ class Progress:
             self.rows[status] = self.rows.get(status, 0) + count
         for stage, seconds in result.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        for stage, seconds in result.cpu.items():
+            self.cpu[stage] = self.cpu.get(stage, 0.0) + seconds
         if result.outcome != "done":
             self.damaged.append(result.url)
 
@@ -136,24 +125,24 @@ class Progress:
         """Payload bits per encoded pixel."""
         return 8 * self.code_bytes / self.pixels if self.pixels else 0.0
 
-    def summary(
-        self, plan: Plan, device: str, replicas: int, bare_mpx_s: float, state: str
-    ) -> dict[str, object]:
+    def summary(self, plan: Plan, device: str, replicas: int, state: str) -> dict[str, object]:
         """The record of this submission, ``runs/<run_id>/summary.json``."""
         mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
-        of_bare = mpx_s / bare_mpx_s if bare_mpx_s and self.done else None
-        mean = self.pixels / self.images / 1e6 if self.images else 0.0
+        held = None
+        if self.encodes and self.done:
+            held = self.limit.verdict(self.pixels, self.seconds, self.cpu, self.last_done)
         return {
             "state": state,
             "images": self.images,
             "images_per_s": self.images / self.work_s if self.done else 0.0,
             "megapixels_per_s": mpx_s,
-            "bare_megapixels_per_s": bare_mpx_s,
-            "bare_images_per_s": bare_mpx_s / mean if mean else None,
-            "of_bare": of_bare,
+            "of_limit": held and held.share,
+            "bound_by": held and held.bound,
+            "alone_s": held and held.parts,
             "bpp": self.bpp,
             "rows": self.rows,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu,
             "wall_s": time.monotonic() - self.started,
             "work_s": self.work_s if self.done else 0.0,
             "source_bytes": self.source_bytes,
@@ -203,9 +192,13 @@ def text(summary: dict[str, object]) -> str:
     }
     if any(events.values()):
         lines.append(", ".join(f"{name}: {count}" for name, count in events.items() if count))
-    if summary["of_bare"]:
-        bare = summary["bare_megapixels_per_s"]
-        lines.append(f"{summary['of_bare']:.0%} of the bare model's {bare:.2f} Mpx/s")
+    if summary.get("of_limit"):
+        parts: dict[str, float] = summary["alone_s"]  # type: ignore[assignment]
+        alone = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+        lines.append(
+            f"{summary['of_limit']:.0%} of the limit, which is {NAMES[str(summary['bound_by'])]} "
+            f"(the parts alone, in seconds of a core or device: {alone})"
+        )
     for name in ("damaged", "quarantined"):
         lines += [f"{name}: {url}" for url in summary[name]]  # type: ignore[attr-defined]
     return "\n".join(lines)

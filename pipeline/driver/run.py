@@ -160,11 +160,11 @@ class Driver:
 
     def _up(self, event: Up, now: float) -> None:
         member = self.fleet.come_up(event)
-        log.info("%s up, %.2f Mpx/s bare", member, event.megapixels_per_s)
+        log.info("%s is up", member)
         self.missing.came()
         if self.progress.first_work is None:
             self.progress.first_work = now
-        self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+        self.progress.limit.came(member.name, member.node, event.alone, now)
 
     def _moved(self, event: Moved, now: float) -> None:
         flight = self.fleet.move(event.replica, event.shard_id, event.counts, now)
@@ -234,7 +234,7 @@ class Driver:
         started = member.state != "pending"
         self.progress.replicas_lost += started
         self.missing.lost(event.reason, now, started=started)
-        self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+        self.progress.limit.went(member.name, now)
         for flight in member.flights.values():
             if not flight.job.over:
                 self._lost(flight.job, event, member)
@@ -262,7 +262,7 @@ class Driver:
             self.pool.kill(member.name)
             self.fleet.remove(member.name)
             self.missing.ask(now)
-            self.progress.speed_changed(now, self.fleet.megapixels_per_s)
+            self.progress.limit.went(member.name, now)
 
     def _look_after(self, now: float) -> None:
         """Ask for missing replicas; find out what is hung or stalled, and whether any is left."""

@@ -16,8 +16,6 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import fsspec
-
 from pipeline.store import patterns
 from pipeline.store.errors import NotFound, StorageError, retry
 from pipeline.store.local import ObjectInfo
@@ -31,6 +29,8 @@ THREADS = 32  # concurrent small requests
 @functools.lru_cache(maxsize=4)
 def _connect(_process: int, read_timeout_s: float, *_environment: str | None) -> Any:
     """One connection pool per process and set of credentials; requests are repeated by us alone."""
+    import fsspec  # here, with s3fs: half a second that a job on files need not spend
+
     connection = fsspec.filesystem(
         "s3",
         skip_instance_cache=True,

@@ -24,7 +24,7 @@ from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store.storage import Store
 from pipeline.work.replica import Clock, Replica, batch_size
 from pipeline.work.shard import payload_bytes, run_shard
-from pqmim.completion.draw import TEMPERATURE_ONE, Rule
+from pqmim.completion.rule import TEMPERATURE_ONE, Rule
 
 SCHEME = "generate:"
 

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.archive import commit
 from pipeline.plan import (
+    Alone,
     Counts,
     Plan,
     PlanMismatch,
@@ -39,7 +40,7 @@ class Ready:
 
     pid: int
     node: str  # address and id
-    megapixels_per_s: float  # of the bare model here
+    alone: Alone
     rss_bytes: int
 
 
@@ -54,9 +55,9 @@ class Host:
         self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
 
     def warm_up(self, node: str) -> Ready:
-        """Warm up, and measure the bare model."""
-        speed = self.replica.calibrate(self.plan)
-        return Ready(os.getpid(), node, speed, resident_bytes())
+        """Warm up, and measure the parts alone."""
+        alone = self.replica.calibrate(self.plan)
+        return Ready(os.getpid(), node, alone, resident_bytes())
 
     def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
         """Do one shard."""

@@ -6,6 +6,7 @@ and moving batches is the callers' affair: encoder.py, decoder.py and transcoder
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 import time
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.archive import table
-from pipeline.plan import Counts, Plan
+from pipeline.plan import Alone, Counts, Plan
 from pqmim.codec import Codec
 
 STAGES = ("read", "decode", "encode", "measure", "code", "write")
@@ -31,7 +32,7 @@ class Clock:
     """Of one shard under way: seconds by stage, added up over threads, and how far it is."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.seconds, self.cpu = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
         self.counts = Counts()
         self._lock = threading.Lock()
 
@@ -44,19 +45,20 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time the block."""
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
             with self._lock:
                 self.seconds[name] += time.perf_counter() - begin
+                self.cpu[name] += time.thread_time() - cpu
 
 
 class Replica:
     """A codec on its device and the decode threads that feed it; lives as long as its process."""
 
     def __init__(self, codec: Codec, decode_threads: int = 2, queue_bytes: int = 256 << 20) -> None:
-        self.codec, self.queue_bytes = codec, queue_bytes
+        self.codec, self.queue_bytes, self.decode_threads = codec, queue_bytes, decode_threads
         self.pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._device_lock = threading.Lock()
         self.clocks = dict[str, Clock]()  # of the shards in flight, by shard id
@@ -96,8 +98,8 @@ class Replica:
         with self._device_lock:
             return self.codec.decode(codes, height, width).cpu()
 
-    def calibrate(self, plan: Plan, seconds: float = 1.0) -> float:
-        """Megapixels a second of the bare model on batches of the plan's size.
+    def calibrate(self, plan: Plan, seconds: float = 0.5) -> Alone:
+        """What encoder and entropy model take alone, on batches of the plan's size.
 
         Warms up what costs a second at its first use: kernels, the entropy model's own test, and
         the table writer.
@@ -105,16 +107,28 @@ class Replica:
         side = plan.crop or plan.resize or 512
         batch = batch_size(plan, side, side)
         pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-        clock = Clock()
-        codes = self.encode(pixels, plan.quality, Clock())
-        if plan.stores_bitstream:
-            self.entropy_encode(codes[:1], plan, Clock())
+        self._try(pixels[:1], plan, Clock())
         table.warm_up(plan)
-        count = 0
-        while clock.seconds["encode"] < seconds:
-            self.encode(pixels, plan.quality, clock)
+        clock, count = Clock(), 0
+        while sum(clock.seconds.values()) < seconds:
+            self._try(pixels, plan, clock)
             count += 1
-        return count * batch * side * side / clock.seconds["encode"] / 1e6
+        size = count * batch * side * side / 1e6
+        on_cpu = self.codec.device.type == "cpu"
+        threads = self.decode_threads + 1 + (torch.get_num_threads() if on_cpu else 1)
+        return Alone(
+            clock.seconds["encode"] / size, clock.seconds["code"] / size, os.cpu_count() or 1,
+            threads, on_cpu,
+        )  # fmt: skip
+
+    def _try(self, pixels: Tensor, plan: Plan, clock: Clock) -> None:
+        """What is done with a batch of pictures, without them."""
+        if plan.price > 0:
+            self.search(pixels, len(pixels), plan, clock)
+            return
+        codes = self.encode(pixels, plan.quality, clock)
+        if plan.stores_bitstream:
+            self.entropy_encode(codes, plan, clock)
 
 
 def _halved(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def cost(clock: Clock, begin: float) -> dict[str, Any]:
     """What a shard took: fields of its ShardResult."""
     return {
         "seconds": {stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
+        "cpu": {stage: round(seconds, 4) for stage, seconds in clock.cpu.items()},
         "wall_s": round(time.perf_counter() - begin, 4),
         "rss_bytes": resident_bytes(),
     }

@@ -33,8 +33,6 @@ from pqmim.coding import payloads, range_coder, schedule
 from pqmim.coding.windows import Batch, Grid, Shape
 from pqmim.prior.engine import Model
 
-# Where the shipped model's quality and size both still rise: about 0.25 bpp on photographs.
-DEFAULT_PRICE = 0.06
 MAX_SCALE = 2.0**40  # bits a unit of error: beyond it the bits are below float32's last digit
 FEEDBACK = 1.5  # of the drift so far is asked of the positions to come; some will not follow
 

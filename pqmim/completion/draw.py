@@ -29,55 +29,17 @@ from torch import Tensor
 
 from pqmim.coding import schedule
 from pqmim.coding.payloads import windows_at_once
+from pqmim.completion.rule import TEMPERATURE_ONE, CompletionError, Rule
 from pqmim.prior import frequencies as entropy
-from pqmim.prior.config import WINDOW, PriorConfig
+from pqmim.prior.config import PriorConfig
 from pqmim.prior.engine import Model
 
 Codes = NDArray[np.uint8]  # [B, h, w, m]
 Mask = NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-TEMPERATURE_ONE = 256  # temperatures are integers in units of 1/256
-MAX_TEMPERATURE = 16
-MAX_STEPS = WINDOW * WINDOW
 MASK_LANE = 2**32  # of the generator; sub-codes have the lanes 0, 1, ...
 SPLITMIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
-class CompletionError(ValueError):
-    """A request that no completion can meet."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How missing codes are drawn; temperature 0 takes the most probable one."""
-
-    steps: int = 8
-    temperature: float = 1.0
-    seed: int | tuple[int, ...] = 0  # one, or one an image
-
-    def __post_init__(self) -> None:
-        """Raises CompletionError for values out of range."""
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise CompletionError(f"{self.steps} steps are not in 1..{MAX_STEPS}")
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise CompletionError(f"temperature {self.temperature} is not in 0..{MAX_TEMPERATURE}")
-        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
-            if not 0 <= seed < 2**64:
-                raise CompletionError(f"seed {seed} is not in 0..2**64 - 1")
-
-    @property
-    def divisor(self) -> int:
-        """The temperature in units of 1/256."""
-        return round(self.temperature * TEMPERATURE_ONE)
-
-    def seeds(self, images: int) -> Sequence[int]:
-        """One seed an image; CompletionError if there is another number of them."""
-        if not isinstance(self.seed, tuple):
-            return [self.seed] * images
-        if len(self.seed) != images:
-            raise CompletionError(f"{len(self.seed)} seeds for {images} images")
-        return self.seed
 
 
 @dataclass

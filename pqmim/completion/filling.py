@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pqmim.completion import draw
-from pqmim.completion.draw import Rule
+from pqmim.completion.rule import Rule
 from pqmim.tokenizer import Tokenizer
 
 Fill = Literal["absent", "mean"] | Rule

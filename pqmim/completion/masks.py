@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pqmim.coding import schedule
 from pqmim.completion import draw
-from pqmim.completion.draw import CompletionError
+from pqmim.completion.rule import CompletionError
 from pqmim.prior import frequencies
 
 Mask = NDArray[np.bool_]

@@ -1,6 +1,6 @@
 """Stage 1: train the PQ-VAE for mean squared error, all qualities at once.
 
-    pqmim train autoencoder --shards 'DIR/*.tar' --out RUN --minutes 100
+    pqmim train autoencoder --input 'DIR/*.tar' --output RUN --minutes 100
 
 Nested sub-codes: half of the crops keep all M sub-codes, the others a uniform number.  Each crop's
 error is divided by the usual error at its quality, so every rate gains the same share (the loss is

@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from jobs import common, encode
+from jobs import common
+from jobs.common import work as works
 from pipeline.archive import commit, table
 from pipeline.driver.pace import Limits
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec
@@ -72,9 +73,7 @@ def job(output: str, replicas: int) -> int:
     store.probe()
     specs = table.read_listing(store.get("inputs.parquet"))
     resources = Resources(replicas=replicas, queue_bytes=16 << 20)
-    return encode.work_off(
-        store, commit.read_plan(store), specs, resources, work, True, 1.0, LIMITS
-    )
+    return works.work_off(store, commit.read_plan(store), specs, resources, work, True, 1.0, LIMITS)
 
 
 # The cluster -------------------------------------------------------------------------------------

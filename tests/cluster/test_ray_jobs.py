@@ -155,7 +155,7 @@ def encode_command(tmp_path: Path) -> list[str]:
     (tmp_path / "tiny.safetensors").write_bytes(tiny_bytes())
     return ["python", "-m", "jobs.encode", "--input", str(shards), "--device", "cpu",
             "--output", str(tmp_path / "archive"), "--quality", "3", "--store", "codes",
-            "--model", str(tmp_path / "tiny.safetensors")]  # fmt: skip
+            "--weights", str(tmp_path / "tiny.safetensors")]  # fmt: skip
 
 
 def test_a_job_stopped_half_way_is_finished_by_the_same_command(
@@ -202,8 +202,8 @@ def test_a_bad_argument_fails_the_job_and_says_why(head: Head, tmp_path: Path) -
 @pytest.mark.parametrize("named", [True, False])
 def test_only_the_ray_that_ray_address_names_is_joined(head: Head, named: bool) -> None:
     script = (
-        "import ray; from jobs import common; from pipeline.plan import Resources; "
-        "common.connect(Resources(device='cpu')); print(ray.get_runtime_context().gcs_address)"
+        "import ray; from jobs.common import pools; from pipeline.plan import Resources; "
+        "pools.connect(Resources(device='cpu')); print(ray.get_runtime_context().gcs_address)"
     )
     environment = head.environment | ({"RAY_ADDRESS": head.address} if named else {})
     done = subprocess.run(

@@ -128,7 +128,7 @@ def test_a_whole_job_on_the_gateway(rgw: Gateway, store: Store, tmp_path: Path) 
         shards.put(f"{number:02}.tar", make_tar(images))
     model.write_bytes(tiny_bytes())
     encode = ["jobs.encode", "--input", f"{shards.root}/{{00..05}}.tar", "--output", store.root,
-              "--model", str(model), "--quality", "3", "--store", "codes",
+              "--weights", str(model), "--quality", "3", "--store", "codes",
               "--device", "cpu"]  # fmt: skip
     done = job(*encode)
     assert done.returncode == common.OK, done.stderr

@@ -21,8 +21,8 @@ SUMMARY: dict[str, Any] = {
     "seconds": {"read": 1.0, "decode": 2.0, "encode": 6.0, "code": 0.5, "write": 0.5},
     "wall_s": 7.5,
     "images_per_s": 12.5,
-    "bare_images_per_s": 13.5,
-    "of_bare": 0.926,
+    "of_limit": 0.926,
+    "bound_by": "encode",
     "source_bytes": 4_630_000,
     "code_bytes": 359_000,
     "bpp": 0.251,
@@ -146,7 +146,7 @@ def test_totals_and_stage_shares_come_from_the_summary(tmp_path: Path) -> None:
 
 
 def test_missing_values_are_shown_as_a_dash(tmp_path: Path) -> None:
-    page = written(tmp_path, summary={"of_bare": None}, cards=[], errors=[], files=[])
+    page = written(tmp_path, summary={"of_limit": None}, cards=[], errors=[], files=[])
     values = re.findall(r"<dd>(.*?)<small>", (tmp_path / "index.html").read_text())
     assert values == ["-"] * 8
     assert "None." in page.text

@@ -25,7 +25,7 @@ def model(tmp_path: Path) -> str:
 
 
 def run(model: str, source: str, output: str, *more: str) -> int:
-    arguments = ["--input", source, "--output", output, "--model", model, "--quality", "3",
+    arguments = ["--input", source, "--output", output, "--weights", model, "--quality", "3",
                  "--device", "cpu", "--max-bad-images", "1", *more]  # fmt: skip
     return common.run(lambda: encode.main(arguments))
 
@@ -135,7 +135,7 @@ def test_bad_arguments_are_found_out_before_any_work(model, tmp_path, capsys):
         (["--quality", "9"], "this model has 1..4"),
         (["--keep", "codes"], "column 'codes' of its own"),
         (["--replicas", "0"], "1 or more"),
-        (["--model", "nonsense"], "no weights 'nonsense'"),
+        (["--weights", "nonsense"], "no weights 'nonsense'"),
     ]:
         assert message in refusal(capsys, run(model, source, str(tmp_path / "c"), *more))
     assert not list(Store(str(tmp_path / "c")).names("codes/"))

@@ -10,6 +10,7 @@ import pytest
 import webdataset
 
 from jobs import common, export
+from pipeline.out import codes
 from pipeline.store.storage import Store
 from tests.code_archives import make
 
@@ -49,7 +50,7 @@ def test_the_same_command_completes_a_half_written_export(root, capsys):
     assert run(root, output.root) == common.OK
     whole = {name: output.get(name) for name in output.names()}
     output.delete(min(name for name in whole if name.endswith(".tar")))
-    output.delete(export.DONE)
+    output.delete(codes.DONE)
     assert run(root, output.root) == common.OK
     assert {name: output.get(name) for name in output.names()} == whole
 

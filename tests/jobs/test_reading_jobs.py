@@ -21,6 +21,7 @@ from PIL import Image
 
 from jobs import common, decode, finish, plan, status, verify
 from pipeline.archive import commit
+from pipeline.out import names
 from pipeline.plan import PlanMismatch
 from pipeline.store.storage import NotFound, Store
 from pipeline.work import decoder
@@ -161,7 +162,7 @@ def test_status_shows_the_last_run(archive: Archive, capsys: pytest.CaptureFixtu
     summary = {
         "state": "complete", "shards_done": 2, "shards": 2, "images": 10, "rows": {"ok": 10},
         "images_per_s": 12.5, "megapixels_per_s": 0.1, "bpp": 0.1, "replicas": 2, "device": "cpu",
-        "seconds": {"encode": 1.0}, "of_bare": None, "damaged": [], "quarantined": [],
+        "seconds": {"encode": 1.0}, "of_limit": None, "damaged": [], "quarantined": [],
     }  # fmt: skip
     for name, speed in (("20260101T000000Z-aa", 1.0), ("20260201T000000Z-00", 12.5)):
         body = json.dumps({**summary, "images_per_s": speed}).encode()
@@ -218,7 +219,7 @@ def test_png_files_hold_the_decoded_pixels(
     assert tree(out) == sorted([*expected, "decoded.json"])
     data = archive.table(1).read_bytes()
     for row, pixels in decoder.decode_table(data, archive.plan, archive.replica):
-        path = out / tables(archive)[1] / f"{decode.file_name(row.key)}.png"
+        path = out / tables(archive)[1] / f"{names.file_name(row.key)}.png"
         assert np.array_equal(np.asarray(Image.open(path)).transpose(2, 0, 1), pixels)
     text = capsys.readouterr().out
     assert "10 images written" in text and "2 decode_error, 2 duplicate_key, 2 too_small" in text
@@ -245,7 +246,7 @@ def test_jpeg_files_look_like_the_decoded_pixels(archive: Archive, tmp_path: Pat
     assert tree(out) == sorted([*(f"{name}/{file}.jpg" for file in FILES), "decoded.json"])
     data = archive.table().read_bytes()
     for row, pixels in decoder.decode_table(data, archive.plan, archive.replica):
-        image = Image.open(out / name / f"{decode.file_name(row.key)}.jpg")
+        image = Image.open(out / name / f"{names.file_name(row.key)}.jpg")
         assert image.format == "JPEG" and image.size == (pixels.shape[2], pixels.shape[1])
         assert np.abs(np.asarray(image).transpose(2, 0, 1) - pixels.astype(float)).mean() < 4
 
@@ -353,11 +354,11 @@ def test_hostile_keys_stay_in_their_folder_and_apart(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text() | st.sampled_from(HOSTILE), unique=True, max_size=8))
 def test_no_two_keys_share_a_name(keys: list[str]) -> None:
-    keys += [decode.file_name(key) for key in keys] + ["y" * 400, "y" * 401]
-    for name_of in (decode.file_name, decode.member_key):
+    keys += [names.file_name(key) for key in keys] + ["y" * 400, "y" * 401]
+    for name_of in (names.file_name, names.member_key):
         assert len({name_of(key) for key in set(keys)}) == len(set(keys))
-    for name in map(decode.file_name, keys):
-        assert "/" not in name and "." not in name and len(name.encode()) <= decode.MAX_NAME
+    for name in map(names.file_name, keys):
+        assert "/" not in name and "." not in name and len(name.encode()) <= names.MAX_NAME
 
 
 def test_the_reading_jobs_on_object_storage(s3: str, tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_plan_forecasts_and_writes_nothing(
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     inputs = sorted(str(path) for path in EXAMPLES.glob("*.tar"))
-    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--resize", "64",
+    flags = ["--weights", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--resize", "64",
              "--store", "codes", "--device", "cpu", "--replicas", "2"]  # fmt: skip
     assert plan.main(["--input", *inputs, *flags]) == common.OK
     text = capsys.readouterr().out
@@ -402,7 +403,7 @@ def test_plan_extrapolates_from_the_first_samples_of_a_large_shard(
     picture = jpeg(16, 16)
     entries = [(f"{i:03d}.jpg", picture) for i in range(200)]
     (tmp_path / "0.tar").write_bytes(make_tar(entries))
-    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu",
+    flags = ["--weights", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu",
              "--store", "codes"]  # fmt: skip
     assert plan.main(["--input", str(tmp_path / "0.tar"), *flags]) == common.OK
     text = capsys.readouterr().out
@@ -413,7 +414,7 @@ def test_plan_extrapolates_from_the_first_samples_of_a_large_shard(
 def test_plan_names_a_shard_without_samples(tmp_path: Path) -> None:
     (tmp_path / "tiny.safetensors").write_bytes(tiny_bytes())
     (tmp_path / "0.tar").write_bytes(make_tar([]))
-    flags = ["--model", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu",
+    flags = ["--weights", str(tmp_path / "tiny.safetensors"), "--quality", "3", "--device", "cpu",
              "--store", "codes"]  # fmt: skip
     with pytest.raises(common.UsageError, match=r"0\.tar: no samples"):
         plan.main(["--input", str(tmp_path / "0.tar"), *flags])

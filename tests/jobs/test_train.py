@@ -62,7 +62,7 @@ def own_time(monkeypatch):
 
 
 def run(codes: Path, out: Path, *more: str, minutes: float = 0.02) -> int:
-    arguments = ["--recipe", "prior", "--codes", str(codes), "--out", str(out),
+    arguments = ["--recipe", "prior", "--archive", str(codes), "--output", str(out),
                  "--minutes", str(minutes), "--device", "cpu", *more]  # fmt: skip
     return common.run(lambda: train.main(arguments))
 
@@ -203,15 +203,15 @@ def test_photographs_go_to_the_loop_of_pqmim_train(tmp_path, monkeypatch):
     arguments = [
         "--recipe",
         "autoencoder",
-        "--shards",
+        "--input",
         "x/*.tar",
-        "--out",
+        "--output",
         "run",
         "--device",
         "cpu",
     ]
     assert train.main([*arguments, "--minutes", "5"]) == common.OK
-    assert asked == [["train", "autoencoder", "--shards", "x/*.tar", "--out", "run", "--device",
+    assert asked == [["train", "autoencoder", "--input", "x/*.tar", "--output", "run", "--device",
                       "cpu", "--threads", "1", "--minutes", "5.0"]]  # fmt: skip
     with pytest.raises(SystemExit):
         train.main([*arguments, "--workers", "2"])

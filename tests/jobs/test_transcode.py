@@ -57,11 +57,11 @@ def test_the_same_command_resumes_and_so_does_encode(ray_here, archive, tmp_path
     assert tree(output, "codes/") == whole
     summary = json.loads(max(output.glob("runs/*/summary.json")).read_bytes())
     assert (summary["shards_encoded"], summary["shards_done"]) == (1, 2)
-    assert summary["seconds"]["code"] > 0 and summary["of_bare"] is None
+    assert summary["seconds"]["code"] > 0 and summary["of_limit"] is None
 
     weights = tmp_path / "tiny.safetensors"
     weights.write_bytes(tiny_bytes(prior=True))
-    again = ["--input", str(tmp_path / "in"), "--output", str(output), "--model", str(weights),
+    again = ["--input", str(tmp_path / "in"), "--output", str(output), "--weights", str(weights),
              "--quality", "3", "--device", "cpu", "--store", "codes"]  # fmt: skip
     assert encode.main(again) == common.OK
     assert tree(output, "codes/") == whole

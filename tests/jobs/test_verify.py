@@ -136,7 +136,7 @@ def test_without_sources_the_exit_code_is_that_of_the_archive(
     for spec in archive.specs:
         Path(spec.url).unlink()
     assert run(archive, *GATE) == common.INCOMPLETE
-    assert run(archive, *GATE, "--no-sources") == common.OK
+    assert run(archive, *GATE, "--no-source") == common.OK
     text = capsys.readouterr().out
     assert text.splitlines()[-1].startswith("DO NOT DELETE on this")
     assert "not proved: no image was decoded and compared with its source" in text

@@ -72,7 +72,7 @@ class SimulatedPool:
         if isinstance(comes, str):
             self._later(1.0, Down(name, comes))
         else:
-            self._later(comes, Up(name, f"node-{self.number % 3}", 2.0))
+            self._later(comes, Up(name, f"node-{self.number % 3}"))
         return name
 
     def start(self, replica: str, shard: ShardSpec, attempt: int) -> None:
@@ -432,13 +432,6 @@ def test_a_replica_is_drained_and_replaced_by_age_or_memory(tmp_path, why):
     assert run.progress.done == 100 and pool.shards() == Counter(names(100))
     assert len(each) >= 9 and max(each.values()) <= 10 + IN_FLIGHT
     assert run.progress.replicas_lost == 0
-
-
-def test_the_bare_speed_is_the_mean_of_the_replicas_that_were_up(tmp_path):
-    pool = SimulatedPool(comes=lambda number: {1: 1.0, 2: 26.0}[number])
-    run = Run(tmp_path, pool, names(150), 2)
-    # One replica of 2 Mpx/s for 25 s, then two of them for the last 25 s.
-    assert run.progress.bare_mpx_s == pytest.approx(3.0, rel=0.01)
 
 
 # Everything at once ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec, NoPriorError
 from pqmim.coding import range_coder
 from pqmim.completion import filling
-from pqmim.completion.draw import Rule
+from pqmim.completion.rule import Rule
 from pqmim.files import budget, single
 from pqmim.files.budget import BudgetError
 from pqmim.files.container import BitstreamError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pqmim.codec import Codec, NoPriorError
 from pqmim.coding import schedule
 from pqmim.completion import draw, masks
-from pqmim.completion.draw import CompletionError, Rule
+from pqmim.completion.rule import CompletionError, Rule
 from pqmim.prior import frequencies, tensors
 from tests.models import TINY_PRIOR, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg

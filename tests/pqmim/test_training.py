@@ -87,8 +87,8 @@ def test_an_entropy_model_goes_on_for_the_codes_of_another_autoencoder(shards, t
     named = dict(bare=tiny_bytes(), full=unchained_bytes(), other=tiny_bytes(subcodes=2))
     for name, data in named.items():
         (tmp_path / name).write_bytes(data)
-    command = ["train", "prior", "--shards", str(tmp_path / "*.tar"), "--passes", "1"]
-    command += ["--minutes", "0.001", "--out", str(tmp_path / "run")]
+    command = ["train", "prior", "--input", str(tmp_path / "*.tar"), "--passes", "1"]
+    command += ["--minutes", "0.001", "--output", str(tmp_path / "run")]
 
     def call(weights: str, go_on: str) -> int:
         paths = ["--weights", str(tmp_path / weights), "--go-on", str(tmp_path / go_on)]

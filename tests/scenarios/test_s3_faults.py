@@ -159,7 +159,7 @@ def test_the_job_with_a_fifth_of_all_requests_faulty(
 ) -> None:  # fmt: skip
     model = tmp_path / "tiny.safetensors"
     model.write_bytes(WEIGHTS)
-    flags = ["--input", *tars, "--model", str(model), "--quality", "3", "--store", "codes",
+    flags = ["--input", *tars, "--weights", str(model), "--quality", "3", "--store", "codes",
              "--device", "cpu", "--cpus-per-replica", "0.5", "--max-bad-images", "1"]  # fmt: skip
     assert encode.main([*flags, "--output", f"{s3}/quiet-job"]) == common.OK
     before = retries()

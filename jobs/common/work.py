@@ -1,0 +1,150 @@
+"""What the jobs with replicas do alike: freeze the plan, see what is left, drive, report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from jobs import common
+from jobs.common.pools import open_pool
+from pipeline.archive import commit, resume, table
+from pipeline.driver import policy, report, run
+from pipeline.driver.fleet import IN_FLIGHT
+from pipeline.driver.pace import Limits
+from pipeline.plan import Plan, Resources, ShardSpec, listing_digest, shard_id
+from pipeline.store import storage
+from pipeline.store.storage import Store
+from pqmim.coding.schedule import DEFAULT_PRICE
+
+if TYPE_CHECKING:
+    from pipeline.work.host import Work
+    from pqmim.codec import Codec
+
+log = logging.getLogger("jobs")
+
+
+def list_shards(inputs: list[str]) -> list[ShardSpec]:
+    """Expand ``--input`` into shards, sorted by URL."""
+    found = storage.expand(inputs)
+    return [ShardSpec(shard_id(o.url), o.url, o.size, o.etag) for o in found]
+
+
+def check_store(store: str, codec: Codec) -> None:
+    """Find out now whether the model can make bitstreams, if they are wanted.
+
+    Raises:
+        UsageError: its weights hold no entropy model.
+    """
+    if store != "codes" and codec.prior is None:
+        raise common.UsageError(
+            f"--store {store}: model {codec.fingerprint[:16]} has no entropy model, which "
+            "bitstreams need; give --store codes, or weights that hold one"
+        )
+
+
+def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> Plan:
+    """The plan that the flags describe."""
+    if not 1 <= args.quality <= codec.config.subcodes:
+        raise common.UsageError(
+            f"--quality {args.quality}: this model has 1..{codec.config.subcodes}"
+        )
+    check_store(args.store, codec)
+    try:
+        return Plan(
+            model=codec.fingerprint,
+            quality=args.quality,
+            stride=codec.config.stride,
+            codewords=codec.config.codewords,
+            inputs=len(specs),
+            inputs_digest=listing_digest(specs),
+            store=args.store,
+            price=price_of(args),
+            image_keys=tuple(k.lower().lstrip(".") for k in args.image_key),
+            keep=tuple(args.keep),
+            resize=args.resize,
+            crop=args.crop,
+            min_side=args.min_side,
+            max_pixels=args.max_pixels,
+            hash=args.hash,
+            measure=args.measure,
+            batch_pixels=args.batch_pixels,
+        )
+    except ValueError as error:
+        raise common.UsageError(str(error)) from error
+
+
+def price_of(args: argparse.Namespace) -> float:
+    """The price of a bit; raw codes have a fixed length, so bits cost nothing there."""
+    if args.price is None:
+        return 0.0 if args.store == "codes" else DEFAULT_PRICE
+    if args.price and args.store == "codes":
+        raise common.UsageError(
+            f"--price {args.price}: --store codes has no bits to save; leave it out"
+        )
+    return float(args.price)
+
+
+def begin(store: Store, plan: Plan, specs: Sequence[ShardSpec], weights: bytes) -> None:
+    """Freeze the plan, the input listing and the model in the archive, or find them the same.
+
+    Raises:
+        pipeline.plan.PlanMismatch: the prefix holds another run.
+    """
+    commit.begin(store, plan)
+    store.put_if_absent("inputs.parquet", table.write_listing(list(specs)))
+    store.put_if_absent(commit.model_name(plan.model), weights)
+
+
+def work_off(
+    store: Store, plan: Plan, specs: Sequence[ShardSpec], resources: Resources, work: Work,
+    retry_failed: bool, max_bad_images: float = 1.0, limits: Limits = Limits(),  # noqa: B008
+) -> int:  # fmt: skip
+    """What is left, drive, report, exit code."""
+    left = resume.find_left(store, list(specs), retry_failed)
+    counts = (
+        f"{left.committed} committed, {len(left.quarantined)} quarantined, {len(left.todo)} to do"
+    )
+    log.info("%d shards: %s", len(specs), counts)
+    progress = report.Progress(len(specs), left.committed, sum(s.size for s in left.todo))
+    progress.damaged += left.damaged
+    progress.encodes = getattr(work, "__name__", "") == "encode_shard"
+    name, state, message = common.run_id(), "interrupted", ""
+    try:
+        if left.todo:
+            resources = drive(
+                plan, left.todo, store, store, progress, resources, work, max_bad_images, limits
+            )
+        state = "complete"
+    except policy.Stopped as stop:
+        state, message = "stopped", str(stop)
+        if progress.first_work is None:
+            raise common.UsageError(message) from stop
+    finally:
+        summary = progress.summary(plan, resources.device, resources.replicas, state)
+        report.save(store, name, summary)
+    sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
+    bad = progress.damaged or progress.quarantined or left.quarantined
+    return common.OK if state == "complete" and not bad else common.INCOMPLETE
+
+
+def drive(
+    plan: Plan, todo: Sequence[ShardSpec], store: Store, own: Store, progress: report.Progress,
+    resources: Resources, work: Work, max_bad_images: float = 1.0,
+    limits: Limits = Limits(),  # noqa: B008, frozen
+) -> Resources:  # fmt: skip
+    """Run the replicas over what is left, and end them whatever happens; shards that are given up
+    are kept in ``own``.  Gives the resources with the device that was found."""
+    queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
+    limits = replace(limits, rss_growth_bytes=limits.rss_growth_bytes + queues)
+    progress.meter = common.meter("progress", progress.bytes_left)
+    try:
+        with open_pool(store, plan, resources, work) as (pool, found):
+            log.info("starting %d replicas: each loads the model and tries it", found.replicas)
+            run.run(todo, pool, own, progress, max_bad_images, found.replicas, limits)
+            return found
+    finally:
+        progress.meter.close()

@@ -1,0 +1,1 @@
+"""What leaves an archive for other programs: pictures, and codes in tars."""
