@@ -43,7 +43,8 @@ class LocalPool:
         self._names += 1
         name = f"replica-{self._names}"
         ours, theirs = self._context.Pipe()
-        level = logging.getLogger().getEffectiveLevel()
+        level = logging.getLogger().getEffectiveLevel()  # what all replicas do alike is said once
+        level = level if level <= logging.DEBUG else max(level, logging.WARNING)
         process = self._context.Process(
             target=_serve, args=(theirs, name, self._names - 1, level, *self._arguments),
             name=name, daemon=True,

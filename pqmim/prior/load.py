@@ -74,7 +74,7 @@ def _tried(name: str, checkpoint: Checkpoint, build: Callable[[], Model]) -> Mod
     if not same:
         log.warning("entropy model: wrong test vector on %s", name)
         return None
-    log.info("entropy model %s on %s", checkpoint.model_id.hex()[:8], name)
+    log.debug("entropy model %s runs on %s", checkpoint.model_id.hex()[:8], name)
     return engine
 
 
