@@ -97,7 +97,7 @@ def filters(where: Sequence[str], plan: Plan) -> tuple[Filter, ...]:
         jobs.common.UsageError: not of that form, or not of that type.
     """
     types = NUMBERS | {k.name: k.type for k in map(keep.parse, plan.keep)}
-    found = list[Filter]()
+    found: list[Filter] = []
     for text in where:
         column, equals, value = text.partition("=")
         kind = types.get(column, "string")

@@ -97,7 +97,7 @@ class Replicas:
 @pytest.fixture
 def replicas(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicas]:
     here = Replicas(archive.replica)
-    monkeypatch.setattr(verify, "drive", here.drive)
+    monkeypatch.setattr("jobs.common.work.drive", here.drive)
     yield here
 
 
