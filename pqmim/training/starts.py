@@ -18,7 +18,13 @@ HEAD = 0.01
 
 @torch.no_grad()
 def start_from_codebook(prior: Prior, codebook: Tensor, lengths: Tensor, seed: int) -> None:
-    """Set embeddings and heads from codebooks [M, K, d] and static code lengths [M, K] in bits."""
+    """Set embeddings and heads from codebooks [M, K, d] and static code lengths [M, K] in bits.
+
+    A codeword's embedding starts at a random projection of its vector, shared by its codebook, so
+    that codewords which look alike are alike to the model before it has seen them; its head row
+    does the same, and the biases are the static code lengths.  Nothing of this stays tied.  From
+    random embeddings every one of the M * K rows has to be found from its own few occurrences.
+    """
     config, generator = prior.config, torch.Generator().manual_seed(seed)
     subcodes, codewords, dims = codebook.shape
 
