@@ -111,7 +111,7 @@ def test_a_gateway_killed_while_objects_are_written_leaves_each_once(
 
 
 def job(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A job as a process: it starts a Ray of its own, whose replicas know the gateway."""
+    """A job as a process, whose replica knows the gateway."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(
@@ -119,8 +119,6 @@ def job(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_whole_job_on_the_gateway(rgw: Gateway, store: Store, tmp_path: Path) -> None:
     shards, model = Store(f"{rgw.url}/in"), tmp_path / "tiny.safetensors"
     for number in range(6):

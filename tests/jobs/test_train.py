@@ -120,7 +120,7 @@ def test_from_scratch_an_archive_without_an_entropy_model_gets_one(tmp_path, mon
 
 
 @pytest.mark.ray
-@pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(600)  # Ray Train starts several processes; 230 s on a busy machine
 def test_two_workers_train_one_model(ray_here, codes, tmp_path, capfd):
     pytest.importorskip("ray.train.torch")

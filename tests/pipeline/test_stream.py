@@ -71,7 +71,7 @@ def test_ranks_and_workers_share_the_rows(made, world, workers):
     assert all(parts)
 
 
-@pytest.mark.chaos  # each worker imports torch anew
+@pytest.mark.long  # each worker imports torch anew
 def test_workers_of_s3_are_spawned(s3):
     made = make(s3 + "/a", [60])
     assert Counter(keys(stream(made).batches(1))) == Counter(row.key for row in made.ok)
