@@ -125,7 +125,7 @@ def _rgw_script(*arguments: str) -> None:
     # Output to a file: daemons that hold a pipe would keep it open, and us waiting.
     with tempfile.TemporaryFile("w+") as output:
         command = ["bash", str(INFRA / "rgw.sh"), *arguments]
-        done = subprocess.run(command, stdout=output, stderr=output, timeout=120)
+        done = subprocess.run(command, stdout=output, stderr=output, timeout=300)
         output.seek(0)
         assert done.returncode == 0, f"{' '.join(command)} failed: {output.read()}"
 

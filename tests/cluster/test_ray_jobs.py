@@ -30,7 +30,7 @@ from tests.conftest import free_ports
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SHARDS = 32
@@ -99,7 +99,7 @@ def start_command(folder: Path, port: int) -> list[str]:
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Until the dashboard answers; that it wants a token is an answer."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/api/version", timeout=5):
@@ -241,7 +241,7 @@ def test_only_the_ray_that_ray_address_names_is_joined(head: Head, named: bool) 
     environment = head.environment | ({"RAY_ADDRESS": head.address} if named else {})
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=head.working_dir,
-        text=True, capture_output=True, timeout=100,
+        text=True, capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     address = done.stdout.split()[-1]

@@ -272,6 +272,6 @@ def test_a_fork_waits_for_the_reader_of_a_footer():
     threading.Timer(0.2, manifest.READING.release).start()
     begin, child = time.monotonic(), os.fork()
     if child == 0:
-        os._exit(0 if manifest.READING.acquire(timeout=5) else 1)
+        os._exit(0 if manifest.READING.acquire(timeout=60) else 1)
     assert time.monotonic() - begin > 0.1
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
