@@ -2,10 +2,11 @@
 PYTHON ?= python3.11
 TORCH ?= -c constraints-cpu.txt
 VENV ?= .venv
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ok
 
-.PHONY: help setup demo test test-s3 chaos lint fuzz bench bench-rd bench-dataset clean
+.PHONY: help setup demo test test-long test-s3 chaos lint fuzz bench bench-rd bench-dataset clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +23,14 @@ setup: $(STAMP)  ## create the virtual environment
 demo: $(STAMP)  ## encode the example shards, verify, decode, and write demo/index.html
 	@$(PY) -m examples.demo
 
-test: $(STAMP)  ## run the tests
-	@$(PY) -m pytest
+# Every file stays on one worker, and all that start a Ray on the first one.
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test: $(STAMP)  ## run the tests (WORKERS=2)
+	@$(PYTEST)
+
+test-long: $(STAMP)  ## what takes longer: the real demo, many examples a property, Ray Train
+	@$(PYTEST) --maxfail=1 --hypothesis-profile=long -m '(long or hypothesis) and not chaos'
 
 test-s3: $(STAMP)  ## run the tests against a real S3 server (needs Ceph's RADOS Gateway)
 	@$(PY) -m pytest -m s3

@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,16 @@ SHARDS = HERE / "shards"
 OUT = Path("demo")
 
 
-def main() -> int:
-    """Run the jobs, then build the page."""
+def main(encode_flags: Sequence[str] = (), verify_flags: Sequence[str] = ()) -> int:
+    """Run the jobs, with more flags if wanted, then build the page."""
     shutil.rmtree(OUT, ignore_errors=True)
     archive = str(OUT / "archive")
     steps = [
         ("encode", encode.main, ["--input", str(SHARDS), "--output", archive, "--local",
                                  "--replicas", "2", "--measure", "psnr", "--keep", "txt",
-                                 "--store", "both"]),
+                                 "--store", "both", *encode_flags]),
         ("finish", finish.main, ["--archive", archive]),
-        ("verify", verify.main, ["--archive", archive]),
+        ("verify", verify.main, ["--archive", archive, *verify_flags]),
         ("decode", decode.main, ["--archive", archive, "--output", str(OUT / "decoded"),
                                  "--format", "png"]),
     ]  # fmt: skip

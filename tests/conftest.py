@@ -25,12 +25,23 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from tests import properties  # noqa: F401, its profile is for all tests
+
 INFRA = Path(__file__).resolve().parent.parent / "infra"
 CEPH = ("radosgw", "ceph-mon", "ceph-osd", "ceph")
 INSTALL = "apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers, what starts a Ray is on one of them, and each other file on one."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _environment(port: int, key: str, secret: str, region: str) -> dict[str, str]:
@@ -114,7 +125,7 @@ def _rgw_script(*arguments: str) -> None:
     # Output to a file: daemons that hold a pipe would keep it open, and us waiting.
     with tempfile.TemporaryFile("w+") as output:
         command = ["bash", str(INFRA / "rgw.sh"), *arguments]
-        done = subprocess.run(command, stdout=output, stderr=output, timeout=120)
+        done = subprocess.run(command, stdout=output, stderr=output, timeout=300)
         output.seek(0)
         assert done.returncode == 0, f"{' '.join(command)} failed: {output.read()}"
 
@@ -155,6 +166,15 @@ def rgw(rgw_server: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
     """The gateway as the S3 server of the environment, and an empty prefix on it."""
     _use_gateway(monkeypatch, rgw_server.port)
     return replace(rgw_server, url=f"{rgw_server.url}/{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas of jobs are this process; see tests/pools.py."""
+    from jobs.common import work
+    from tests.pools import open_here
+
+    monkeypatch.setattr(work, "open_pool", open_here)
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,7 @@ class Crashing:
 
     def close(self) -> None:
         """End the process."""
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=300)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from pipeline import logs
 from pqmim.meter import Meter
 
 OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -40,11 +41,7 @@ class _Lines(logging.Handler):
 
 def setup_logging() -> None:
     """One format for every job, on standard error."""
-    level = os.environ.get("PQMIM_LOG", "INFO").upper()
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level, format=form, handlers=[_Lines()])
-    for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.set_up(os.environ.get("PQMIM_LOG", "INFO").upper(), _Lines())
 
 
 def be_quiet() -> None:

@@ -1,169 +1,160 @@
-"""Replicas as processes of this machine, without Ray: up in two seconds.
+"""Replicas as processes of this machine, without Ray; see :class:`pipeline.driver.fleet.Pool`.
 
-Each is spawned, never forked (s3fs deadlocks after a fork), and speaks through a pipe of its own:
-shards in, results and how far they are out.  A process that dies, of whatever, is noticed at once
-by the end of its pipe; one whose parent dies ends by itself.
+Each is a new interpreter: a fork would copy the locks of s3fs's threads, and the first request
+would wait for ever.  A socket pair joins it to the pool.  Its closing says that a process is dead,
+here at once and there as well: no replica outlives its driver.  Processes stand in sessions of
+their own, so that Ctrl-C reaches the driver alone.
+
+Costs 2 to 3 s until a replica is up, where Ray takes 10 to 15, and ends at this machine: nothing
+is placed, and ``cpus_per_replica`` and ``gpus_per_replica`` mean nothing here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
-from typing import Any
+
+import torch
 
 from pipeline.driver.fleet import IN_FLIGHT, Down, Event, Moved, Returned, Up
-from pipeline.plan import Counts, Plan, Resources, ShardFailure, ShardResult, ShardSpec
-from pipeline.store.storage import Store
-from pipeline.work.host import Host, Ready, Work, say
+from pipeline.plan import Plan, Resources, ShardFailure, ShardResult, ShardSpec
+from pipeline.store import storage
+from pipeline.work.host import Ready, Work
+from pipeline.work.process import Order
 
 log = logging.getLogger(__name__)
-TELL_EVERY_S = 1.0  # how far the shards in flight are
-END_S = 5.0  # for a process that was told to end, before it is killed
+END_S = 10.0  # that a killed process may take to go
+
+
+@dataclass(frozen=True, eq=False)
+class Child:
+    """The process of one replica."""
+
+    process: subprocess.Popen[bytes]
+    messages: connection.Connection
+    gpu: str | None  # its CUDA_VISIBLE_DEVICES, if it was given one
 
 
 class LocalPool:
-    """Replicas by name; see :class:`pipeline.driver.fleet.Pool`."""
+    """Processes by name."""
 
-    def __init__(self, store: Store, plan: Plan, resources: Resources, work: Work) -> None:
-        self._arguments = store, plan, resources, work
-        self._context = multiprocessing.get_context("spawn")
-        self._replicas: dict[str, tuple[BaseProcess, connection.Connection]] = {}
+    def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
+        level = logging.getLogger().getEffectiveLevel()  # what all replicas do alike is not said
+        level = level if level <= logging.DEBUG else max(level, logging.WARNING)
+        self.order = Order(store, plan, resources, work, IN_FLIGHT, level)
+        self.gpus = visible_gpus() if resources.device == "cuda" else []
+        self._children: dict[str, Child] = {}
         self._names = 0
 
     def add(self) -> str:
-        """Start a process; ``Up`` or ``Down`` says what became of it."""
+        """Start one more process; ``Up`` or ``Down`` says what became of it."""
         self._names += 1
         name = f"replica-{self._names}"
-        ours, theirs = self._context.Pipe()
-        level = logging.getLogger().getEffectiveLevel()  # what all replicas do alike is said once
-        level = level if level <= logging.DEBUG else max(level, logging.WARNING)
-        process = self._context.Process(
-            target=_serve, args=(theirs, name, self._names - 1, level, *self._arguments),
-            name=name, daemon=True,
-        )  # fmt: skip
-        process.start()
-        theirs.close()
-        self._replicas[name] = process, ours
+        self._children[name] = child = self._spawn()
+        self._send(child, self.order)
         return name
+
+    def _spawn(self) -> Child:
+        taken = [child.gpu for child in self._children.values()]
+        gpu = min(self.gpus, key=taken.count, default=None)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pipeline.work.process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], start_new_session=True, env=self._environment(gpu),
+                stdin=subprocess.DEVNULL, stdout=2,
+            )  # fmt: skip
+        return Child(process, connection.Connection(ours.detach()), gpu)
+
+    def _environment(self, gpu: str | None) -> dict[str, str]:
+        """Ours, and what has to be known before torch is imported."""
+        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
+        threads = str(self.order.resources.threads)
+        own = {"PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+        return {**os.environ, **own, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
 
     def start(self, replica: str, spec: ShardSpec, attempt: int) -> None:
         """Hand a shard to a replica."""
-        with contextlib.suppress(OSError):  # it has died, which the next wait will say
-            self._replicas[replica][1].send((spec, attempt))
+        self._send(self._children[replica], (spec, attempt))
 
-    def kill(self, replica: str) -> None:
-        """End a process now, whatever it does."""
-        process, pipe = self._replicas.pop(replica)
-        process.kill()
-        process.join(END_S)
-        pipe.close()
+    def _send(self, child: Child, message: object) -> None:
+        with contextlib.suppress(OSError):  # it is dead, as wait() will find
+            child.messages.send(message)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """What the replicas have said, after at most ``timeout_s`` if nothing."""
-        names = {pipe: name for name, (_, pipe) in self._replicas.items()}
-        events: list[Event] = []
-        for pipe in connection.wait(list(names), timeout_s):
-            assert isinstance(pipe, connection.Connection)
-            events += self._read(names[pipe], pipe)
+        """What has come, a message of each replica, after at most ``timeout_s`` if nothing has."""
+        names = {child.messages: name for name, child in self._children.items()}
+        events = list[Event]()
+        for ready in connection.wait(list(names), timeout_s):
+            assert isinstance(ready, connection.Connection)
+            events += self._receive(names[ready])
         return events
 
-    def _read(self, name: str, pipe: connection.Connection) -> list[Event]:
-        """All that one replica has said."""
-        events: list[Event] = []
+    def _receive(self, name: str) -> list[Event]:
+        child = self._children[name]
         try:
-            while pipe.poll():
-                events += _events(name, pipe.recv())
+            message = child.messages.recv()
         except (EOFError, OSError):
-            process, _ = self._replicas[name]
-            process.join(END_S)
-            code = process.exitcode
-            signalled = code is not None and code < 0
-            reason = f"killed by {signal.Signals(-code).name}" if signalled else f"exit code {code}"  # type: ignore[operator]
-            events.append(Down(name, f"process {process.pid}: {reason}"))
-        for event in events:
-            if isinstance(event, Down) and name in self._replicas:
-                self.kill(name)
-        return events
+            self._end(name)
+            return [Down(name, death(child.process))]
+        if isinstance(message, Ready):
+            log.info("%s is process %d on %s", name, message.pid, message.node)
+            return [Up(name, message.node, message.alone, message.rss_bytes)]
+        if isinstance(message, ShardResult | ShardFailure):
+            return [Returned(name, message)]
+        if isinstance(message, dict):
+            return [Moved(name, shard, counts) for shard, counts in message.items()]
+        self.kill(name)
+        return [Down(name, str(message))]
+
+    def kill(self, replica: str) -> None:
+        """End a replica now, whatever it does; one that is gone already stays gone."""
+        if (child := self._children.get(replica)) is not None:
+            child.process.kill()
+            self._end(replica)
+
+    def _end(self, name: str) -> None:
+        """Forget a process that is dead or dying, once its exit code is known."""
+        child = self._children.pop(name)
+        child.messages.close()
+        try:
+            child.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            child.process.kill()  # else the system collects it later: it waits for a disk or a GPU
 
     def describe(self) -> str:
         """For the message that no replica came up."""
-        return f"each is a process of this machine, which has {os.cpu_count()} CPUs"
+        where = f"{len(self.gpus)} GPUs" if self.gpus else f"{os.cpu_count()} CPUs"
+        return (
+            f"each is a process of this machine, which has {where}; what they wrote is above, "
+            "PQMIM_LOG=DEBUG has them write more"
+        )
 
     def close(self) -> None:
-        """End every process."""
-        for name in list(self._replicas):
+        """End every replica."""
+        for name in list(self._children):
             self.kill(name)
 
 
-def _events(name: str, said: Any) -> list[Event]:
-    """What a message of a replica means to the driver."""
-    if isinstance(said, Ready):
-        return [Up(name, said.node, said.alone, said.rss_bytes)]
-    if isinstance(said, ShardResult | ShardFailure):
-        return [Returned(name, said)]
-    if isinstance(said, str):
-        return [Down(name, said)]
-    moved: dict[str, Counts] = said
-    return [Moved(name, shard_id, counts) for shard_id, counts in moved.items()]
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES can be set to for one replica, one for each GPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
-# In the process of a replica ---------------------------------------------------------------------
-
-
-def _serve(
-    pipe: connection.Connection, name: str, number: int, level: int,
-    store: Store, plan: Plan, resources: Resources, work: Work,
-) -> None:  # fmt: skip
-    """Load the model, then do what comes through the pipe until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    logging.basicConfig(level=level, format=f"{name}: %(levelname)s %(name)s: %(message)s")
-    if resources.device == "cuda":
-        _take_a_gpu(number)
-    lock = threading.Lock()
-
-    def tell(message: object) -> None:
-        with lock:
-            pipe.send(message)
-
-    try:
-        host = Host(store, plan, resources, work)
-        tell(host.warm_up("this machine"))
-    except Exception as error:  # everything that can go wrong in a start; the driver tries again
-        log.debug("%s could not start", name, exc_info=True)
-        tell(say(error))
-        return
-    done = threading.Event()
-    threading.Thread(target=_tell_how_far, args=(host, tell, done), daemon=True).start()
-    with contextlib.suppress(EOFError, OSError), ThreadPoolExecutor(IN_FLIGHT) as pool:
-        while True:
-            spec, attempt = pipe.recv()
-            pool.submit(lambda *shard: tell(host.run(*shard)), spec, attempt)
-    done.set()
-    sys.stdout.flush()
-    os._exit(0)  # the parent has gone: what is still running has nobody to tell
-
-
-def _take_a_gpu(number: int) -> None:
-    """Replicas share the GPUs of the machine in turn."""
-    import torch
-
-    torch.cuda.set_device(number % torch.cuda.device_count())
-
-
-def _tell_how_far(host: Host, tell: Any, done: threading.Event) -> None:
-    """Send how far the shards in flight are, when that has changed."""
-    last: dict[str, Counts] = {}
-    while not done.wait(TELL_EVERY_S):
-        now = host.moved()
-        if now != last:
-            with contextlib.suppress(OSError):
-                tell(now)
-            last = now
+def death(process: subprocess.Popen[bytes]) -> str:
+    """How a process has ended."""
+    code = process.returncode
+    if code is None or code >= 0:
+        return f"process {process.pid} ended with exit code {code}; what it wrote is in the log"
+    why = "; the system does that when memory runs out" if -code == signal.SIGKILL else ""
+    return f"process {process.pid} was ended by signal {-code}, {signal.strsignal(-code)}{why}"

@@ -89,7 +89,7 @@ def test_a_gateway_killed_in_the_middle_of_a_read_costs_a_retry(
         time.sleep(0.02)
         rgw.kill("rgw", signal.SIGKILL)
         rgw.restart()
-        parts.append(rest.result(timeout=60))
+        parts.append(rest.result(timeout=300))
     assert b"".join(parts) == data
     assert retries() > before, "the gateway was not killed in the middle of the read"
 
@@ -111,16 +111,14 @@ def test_a_gateway_killed_while_objects_are_written_leaves_each_once(
 
 
 def job(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A job as a process: it starts a Ray of its own, whose replicas know the gateway."""
+    """A job as a process, whose replica knows the gateway."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(
-        command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=150
+        command, env=environment, cwd=REPOSITORY, text=True, capture_output=True, timeout=500
     )
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_whole_job_on_the_gateway(rgw: Gateway, store: Store, tmp_path: Path) -> None:
     shards, model = Store(f"{rgw.url}/in"), tmp_path / "tiny.safetensors"
     for number in range(6):

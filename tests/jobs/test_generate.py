@@ -1,4 +1,4 @@
-"""``jobs.generate`` on a real Ray: archive, pictures, resume, and its refusals."""
+"""``jobs.generate``: archive, pictures, resume, and its refusals."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def tables(root: Path) -> dict[str, bytes]:
     return {name: store.get(name) for name in store.names("codes/")}
 
 
-@pytest.mark.ray
-def test_two_replicas_make_what_one_makes_and_resume(ray_here, weights, tmp_path, capsys):
+def test_two_replicas_make_what_one_makes_and_resume(weights, tmp_path, capsys, request):
+    assert run(weights, tmp_path / "two", "--replicas", "2", "--local") == common.OK
+    request.getfixturevalue("here")
     assert run(weights, tmp_path / "one") == common.OK
-    assert run(weights, tmp_path / "two", "--replicas", "2") == common.OK
     whole = tables(tmp_path / "one")
     assert len(whole) == 3 and tables(tmp_path / "two") == whole
     for kind in ("codes", "ledger"):

@@ -193,7 +193,7 @@ def test_a_prefix_without_archive_is_named(
 def test_the_command_line_turns_errors_into_one_line_and_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.status", "--archive", str(tmp_path / "nothing")]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=500)
     assert done.returncode == common.USAGE, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -18,7 +17,7 @@ from jobs import common
 def main():
     try:
         print("working", flush=True)
-        time.sleep(60)
+        time.sleep(10_000)
     finally:
         print("closing", flush=True)
         time.sleep({closing})
@@ -41,17 +40,16 @@ def start(closing: float) -> subprocess.Popen[str]:
 def test_a_signal_closes_what_is_open_and_exits_with_130(number):
     job = start(closing=0)
     job.send_signal(number)
-    out, err = job.communicate(timeout=30)
+    out, err = job.communicate(timeout=500)
     assert out == "closing\nclosed\n" and job.returncode == common.INTERRUPTED
     assert err == "interrupted; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_waits_for_nothing(number):
-    job = start(closing=100)
+    job = start(closing=10_000)
     job.send_signal(number)
     assert job.stdout is not None and job.stdout.readline() == "closing\n"
-    begin = time.monotonic()
     job.send_signal(number)
-    assert job.communicate(timeout=30)[0] == ""
-    assert job.returncode == common.INTERRUPTED and time.monotonic() - begin < 20
+    assert job.communicate(timeout=500)[0] == ""
+    assert job.returncode == common.INTERRUPTED

@@ -1,4 +1,4 @@
-"""``jobs.transcode`` on a real Ray: there and back, resume, and its refusals."""
+"""``jobs.transcode``: there and back, resume, and its refusals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from jobs import common, encode, transcode, verify
 from pipeline.store.storage import Store
 from tests.archives import Archive, begin, encoded, shard
 from tests.models import tiny_bytes
-
-pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
@@ -34,9 +32,10 @@ def tree(root: Path, *parts: str) -> dict[str, bytes]:
     }
 
 
-def test_to_raw_codes_and_back_is_the_same_archive(ray_here, archive, tmp_path):
+def test_to_raw_codes_and_back_is_the_same_archive(archive, tmp_path, request):
     there, back = tmp_path / "raw", tmp_path / "back"
-    assert run(archive.root, there, "codes", "--replicas", "2") == common.OK
+    assert run(archive.root, there, "codes", "--replicas", "2", "--local") == common.OK
+    request.getfixturevalue("here")
     assert run(there, back, "bitstream") == common.OK
     parts = ("codes/", "model/", "plan.json", "inputs.parquet")
     assert tree(back, *parts) == tree(archive.root, *parts)
@@ -47,7 +46,7 @@ def test_to_raw_codes_and_back_is_the_same_archive(ray_here, archive, tmp_path):
         assert verify.main(arguments) == common.OK
 
 
-def test_the_same_command_resumes_and_so_does_encode(ray_here, archive, tmp_path, capsys):
+def test_the_same_command_resumes_and_so_does_encode(here, archive, tmp_path, capsys):
     output = tmp_path / "raw"
     assert run(archive.root, output, "codes") == common.OK
     whole = tree(output, "codes/")
@@ -67,7 +66,7 @@ def test_the_same_command_resumes_and_so_does_encode(ray_here, archive, tmp_path
     assert tree(output, "codes/") == whole
 
 
-def test_an_unfinished_archive_is_transcoded_as_far_as_it_goes(ray_here, archive, tmp_path, capsys):
+def test_an_unfinished_archive_is_transcoded_as_far_as_it_goes(here, archive, tmp_path, capsys):
     archive.table(1).unlink()
     archive.ledger(1).unlink()
     assert run(archive.root, tmp_path / "raw", "codes") == common.INCOMPLETE
@@ -75,7 +74,7 @@ def test_an_unfinished_archive_is_transcoded_as_far_as_it_goes(ray_here, archive
     assert len(tree(tmp_path / "raw", "codes/")) == 1
 
 
-def test_a_damaged_table_is_quarantined_and_the_others_go_on(ray_here, archive, tmp_path, capsys):
+def test_a_damaged_table_is_quarantined_and_the_others_go_on(here, archive, tmp_path, capsys):
     data = archive.table(0).read_bytes()
     archive.table(0).write_bytes(data[:-1] + b"x")
     assert run(archive.root, tmp_path / "raw", "codes") == common.INCOMPLETE

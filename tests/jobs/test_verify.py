@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from jobs import common, verify
+from jobs.common import work as jobs_work
 from pipeline.archive import commit
-from pipeline.plan import ShardSpec
+from pipeline.driver.report import Progress
+from pipeline.plan import Plan, Resources, ShardSpec
+from pipeline.proof.prover import Prover
 from pipeline.store.storage import Store
 from pipeline.work.replica import Replica
 from tests.archives import Archive, encoded, shard
@@ -42,11 +45,10 @@ def newest(archive: Archive) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return json.loads(path.read_bytes()), lines
 
 
-@pytest.mark.ray
 def test_the_gate_with_real_replicas(
-    ray_here: None, archive: Archive, capsys: pytest.CaptureFixture[str]
+    archive: Archive, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    assert run(archive, *GATE, "--replicas", "2") == common.INCOMPLETE
+    assert run(archive, *GATE, "--replicas", "2", "--local") == common.INCOMPLETE
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("DO NOT DELETE: the originals of 1 of 3 shards must stay: bad-")
     record, lines = newest(archive)
@@ -56,6 +58,7 @@ def test_the_gate_with_real_replicas(
     assert [line["safe_to_delete"] for line in lines] == [True, True, False]
     assert "3 of its samples" in lines[2]["why_not"]
 
+    request.getfixturevalue("here")
     assert run(archive, *GATE, "--accept-failed-images") == common.OK
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("SAFE TO DELETE the originals of 3 shards (11 images); not covered: ")
@@ -82,22 +85,23 @@ class Replicas:
         self.done: list[str] = []
 
     def drive(
-        self, plan: Any, left: Sequence[ShardSpec], store: Store, own: Store, *rest: Any
-    ) -> None:
+        self, plan: Plan, left: Sequence[ShardSpec], store: Store, own: Store, _: Progress,
+        __: Resources, work: Prover,
+    ) -> None:  # fmt: skip
         for number, spec in enumerate(left):
             if number == self.stop_after:
                 raise KeyboardInterrupt
             if spec.url in os.environ.get("POISON", ""):
                 commit.quarantine(own, spec, "its replica was lost", 3)
                 continue
-            rest[-1](spec, plan, store, self.replica)
+            work(spec, plan, store, self.replica)
             self.done.append(spec.shard_id)
 
 
 @pytest.fixture
 def replicas(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicas]:
     here = Replicas(archive.replica)
-    monkeypatch.setattr("jobs.common.work.drive", here.drive)
+    monkeypatch.setattr(jobs_work, "drive", here.drive)
     yield here
 
 

@@ -19,6 +19,7 @@ from pipeline.plan import Plan, Status
 from pipeline.work import images
 from pipeline.work.images import BadImage, Picture, decode
 from tests.corpus import ARITHMETIC_JPEG, bomb_png, encode, jpeg, picture, pixels, png, webp
+from tests.properties import examples
 
 PLAN = Plan(model="m", quality=1, stride=16, codewords=256, inputs=1, inputs_digest="d", min_side=1)
 
@@ -358,7 +359,7 @@ def test_what_is_no_image_is_a_decode_error(data):
 
 
 @pytest.mark.filterwarnings("ignore")  # pytest undoes the module's filter
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM"]),
     st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=12),
@@ -399,7 +400,7 @@ for data in [bomb_png(9500, 9500), exif[:at + 6] + b"II*" + exif[at + 9:],
         [sys.executable, "-W", "default", "-c", script.format(root=root)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     assert "PIL" not in done.stderr and "Bomb" not in done.stderr and "EXIF" not in done.stderr

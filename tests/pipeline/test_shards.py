@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.tars.samples import ShardReader
 from tests.corpus import BLOCK, make_tar
+from tests.properties import examples
 from tests.tars import OneWay, add, as_dict, healthy, read
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -42,7 +43,7 @@ def _visible(members: dict[str, bytes]) -> dict[str, bytes]:
     return {e: data for e, data in members.items() if not e.startswith("__")}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     entries=st.lists(st.tuples(names, st.binary(max_size=1100)), max_size=8),
     kind=st.sampled_from(["gnu", "pax"]),

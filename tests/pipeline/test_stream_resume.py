@@ -72,7 +72,7 @@ def test_killed_and_resumed_every_row_comes_once(made, tmp_path, world, workers)
     arguments = (made.store.root, tmp_path, world, workers, steps)
     process = fork.Process(target=train, args=arguments)
     process.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while not (tmp_path / "ready").exists():
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)

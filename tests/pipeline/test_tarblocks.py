@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.tars.samples import MAX_DAMAGE, ShardReader
 from tests.corpus import BLOCK, header_offsets, make_tar, samples
+from tests.properties import examples
 from tests.tars import OneWay, as_dict, grouped, healthy, read
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -198,7 +199,7 @@ def damaged(tar: bytes, data: st.DataObject, changes: list[str]) -> bytes:
     return bytes(result)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data(), st.sampled_from(FORMATS))
 def test_no_damage_raises_and_every_byte_is_accounted_for(data, format):
     tar = damaged(make_tar(samples(6, 900), format), data, ["flip", "lose", "insert", "zero"])
@@ -207,7 +208,7 @@ def test_no_damage_raises_and_every_byte_is_accounted_for(data, format):
     assert reader.bytes_read == len(tar)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data(), st.sampled_from(FORMATS))
 def test_no_sample_is_lost_in_silence_to_flipped_bytes(data, format):
     entries = samples(6, 900)

@@ -26,6 +26,7 @@ from pqmim.prior import exact, load, tensors
 from tests import fuzz_bitstream
 from tests.models import tiny_bytes, tiny_codec, tiny_prior
 from tests.pqmim.exact_tools import lcg
+from tests.properties import examples
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PLAN = (2, 130)
@@ -160,21 +161,21 @@ def exact_or_error(data: bytes) -> None:
     fuzz_bitstream.outcome(data, small()[1])
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 @given(st.binary(max_size=80))
 def test_random_bytes_are_errors(data):
     with pytest.raises(BitstreamError):
         codec().decompress(data, max_pixels=fuzz_bitstream.MAX_PIXELS)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(st.binary(max_size=24))
 def test_a_foreign_payload_is_an_error_or_the_exact_image(payload):
     exact_or_error(small()[0][:HEADER_BYTES] + payload)
 
 
 # One integer an example: drawing edits one by one costs more than decoding them.
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=examples(5000), deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_mutated_header_is_an_error_or_the_exact_image(seed):
     rng, data = random.Random(seed), bytearray(small()[0])
@@ -183,7 +184,7 @@ def test_a_mutated_header_is_an_error_or_the_exact_image(seed):
     exact_or_error(bytes(data))
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=examples(2500), deadline=None)
 @given(st.integers(0, 2**32))
 def test_mutated_streams_are_errors_or_the_exact_image(seed):
     exact_or_error(fuzz_bitstream.mutate(small()[0], random.Random(seed)))

