@@ -96,6 +96,14 @@ def _add_input_flags(group: argparse._ArgumentGroup) -> None:
         "--max-pixels", type=int, default=Plan.max_pixels, metavar="N",
         help="larger images become rows 'too_large' (%(default)s)",
     )  # fmt: skip
+    group.add_argument(
+        "--icc", choices=["convert", "ignore", "refuse"], default=Plan.icc,
+        help="colour profiles: to sRGB, taken as sRGB, or rows 'decode_error' (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--strict-images", action="store_true",
+        help="images whose decoder warns become rows 'decode_error', not rows with a note",
+    )  # fmt: skip
 
 
 def _add_codes_flags(group: argparse._ArgumentGroup) -> None:
@@ -215,6 +223,8 @@ def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> P
             crop=args.crop,
             min_side=args.min_side,
             max_pixels=args.max_pixels,
+            icc=args.icc,
+            strict_images=args.strict_images,
             hash=args.hash,
             measure=args.measure,
             batch_pixels=args.batch_pixels,

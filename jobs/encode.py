@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = common.list_shards(args.input)
     weights = checkpoint.read(args.model)
     plan = common.plan_of(args, specs, Codec.from_bytes(weights, name=args.model))
-    begin(store, plan, specs, weights)
+    plan = begin(store, plan, specs, weights)
     return work_off(
         store, plan, specs, resources, encode_shard, args.retry_failed, args.max_bad_images
     )
@@ -79,15 +79,21 @@ def work_off(
     return common.OK if state == "complete" and not bad else common.INCOMPLETE
 
 
-def begin(store: Store, plan: Plan, specs: list[ShardSpec], weights: bytes) -> None:
+def begin(store: Store, plan: Plan, specs: list[ShardSpec], weights: bytes) -> Plan:
     """Freeze the plan, the input listing and the model in the archive, or find them the same.
+
+    The plan to follow: that of an older archive is one by the rules of its format version.
 
     Raises:
         pipeline.plan.PlanMismatch: the prefix holds another run.
     """
-    commit.begin(store, plan)
+    begun = commit.begin(store, plan)
+    if begun != plan:
+        log.warning("%s: of format version 1: ICC profiles are ignored there, and what the codes "
+                    "do not hold is not recorded", store.root)  # fmt: skip
     store.put_if_absent("inputs.parquet", table.write_listing(specs))
     store.put_if_absent(commit.model_name(plan.model), weights)
+    return begun
 
 
 def drive(

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_same(store, specs)
     weights = checkpoint.read(args.weights)
     plan = plan_of(args, specs, Codec.from_bytes(weights, name=args.weights))
-    encode.begin(store, plan, specs, weights)
+    plan = encode.begin(store, plan, specs, weights)
     return encode.work_off(store, plan, specs, resources, generate_shard, args.retry_failed, 1.0)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from jobs import common
-from pipeline.archive import commit, table
+from pipeline.archive import commit, losses, table
 from pipeline.driver import report
 from pipeline.plan import Plan, ShardResult, ShardSpec
 from pipeline.store.storage import Store
@@ -55,6 +55,7 @@ class Totals:
     table_bytes: int = 0
     code_bytes: int = 0
     pixels: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
 
     def add(self, result: ShardResult) -> None:
         """Count one shard."""
@@ -65,6 +66,7 @@ class Totals:
         self.table_bytes += result.table_bytes
         self.code_bytes += result.code_bytes
         self.pixels += result.pixels
+        losses.add(self.dropped, result.dropped)
 
 
 def ledger(store: Store, specs: Sequence[ShardSpec], done: Set[str]) -> Iterator[ShardResult]:
@@ -90,8 +92,9 @@ def content(plan: Plan, totals: Totals) -> list[str]:
     counts = ", ".join(f"{n:,} {s}" for s, n in sorted(totals.rows.items())) or "none"
     pixels = totals.pixels
     bpp = f"{8 * totals.code_bytes / pixels:.4f} bpp" if pixels else "no rate yet"
+    lost = losses.in_words(totals.dropped, plan)
     return [
-        f"images: {counts}",
+        f"images: {counts}" + (f"; not held: {lost}" if lost else ""),
         f"{totals.source_size:,} bytes of source, {totals.table_bytes:,} of tables, "
         f"{totals.code_bytes:,} of codes in them, {bpp}",
         f"model {plan.model[:16]}, quality {plan.quality}",

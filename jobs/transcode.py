@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
     plan = replace(old, store=args.store)
     store.probe()
-    encode.begin(store, plan, specs, source.get(commit.model_name(old.model)))
+    plan = encode.begin(store, plan, specs, source.get(commit.model_name(old.model)))
 
     there = commit.committed_ids(source)
     todo = [spec for spec in specs if spec.shard_id in there]

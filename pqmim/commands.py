@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pqmim.codec import Codec
 from pqmim.completion import masks
 from pqmim.completion.draw import Rule
+from pqmim.pictures.read import read as read_picture
 from pqmim.prior import schedule
 
 STDIO = "-"
@@ -60,10 +61,15 @@ def write(name: str, data: bytes) -> None:
 
 
 def read_pixels(data: bytes) -> Tensor:
-    """An image file -> uint8 [3,H,W], upright."""
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    """An image file -> uint8 [3,H,W], upright, in sRGB, over white.
+
+    Raises:
+        pqmim.pictures.picture.BadPicture: it cannot be read; a ValueError.
+    """
+    picture = read_picture(data)
+    if picture.note:
+        sys.stderr.write(f"note: {picture.note}\n")
+    return picture.tensor()
 
 
 def write_pixels(name: str, pixels: Tensor) -> None:

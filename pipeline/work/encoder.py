@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pipeline import keep
-from pipeline.archive import commit, table
+from pipeline.archive import commit, losses, table
 from pipeline.archive.table import Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status
 from pipeline.store import storage
@@ -97,8 +97,11 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
             return Ready(replace(row, status=bad.status, error=str(bad)[:200]), None)
         pixels = torch.from_numpy(picture.pixels)
         padded = reflect_pad(pixels[None], stride)[0]
+    if picture.note is not None:
+        noted = f"{table.IMAGE_NOTE}{picture.note}; {row.error or ''}".removesuffix("; ")
+        row = replace(row, error=noted[:200])
     row = replace(
-        row, width=picture.width, height=picture.height,
+        row, dropped=picture.dropped or None, width=picture.width, height=picture.height,
         grid_h=padded.shape[1] // stride, grid_w=padded.shape[2] // stride,
     )  # fmt: skip
     return Ready(row, padded, pixels.shape[1], pixels.shape[2])
@@ -243,6 +246,7 @@ def encode_shard(
         damage=reader.damage, rows=counts, pixels=pixels,
         code_bytes=sum(row.payload_bytes for row in rows),
         table_bytes=0, table_sha256="", table_etag="", attempt=attempt,
+        dropped=losses.count(rows) if plan.has_dropped else {},
     )  # fmt: skip
     return commit_rows(rows, plan, spec, store, result, clock, begin)
 
