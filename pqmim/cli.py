@@ -81,7 +81,7 @@ def compress(args: argparse.Namespace) -> int:
     """Image file to ``.pqm``."""
     if args.max_bytes is not None and (args.fast or (args.quality, args.price) != (None, None)):
         raise ValueError("--max-bytes chooses quality, price and stages itself")
-    pixels = commands.read_pixels(commands.read(args.input))
+    pixels = commands.read_pixels(args.input)
     codec = Codec.load(args.weights, args.device)
     if args.max_bytes is not None:
         commands.write(args.output, codec.compress_to(pixels, args.max_bytes))

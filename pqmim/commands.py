@@ -16,6 +16,7 @@ from torch import Tensor
 from pqmim.codec import Codec
 from pqmim.completion import masks
 from pqmim.completion.draw import Rule
+from pqmim.pictures.picture import BadPicture
 from pqmim.pictures.read import read as read_picture
 from pqmim.prior import schedule
 
@@ -60,15 +61,18 @@ def write(name: str, data: bytes) -> None:
         Path(name).write_bytes(data)
 
 
-def read_pixels(data: bytes) -> Tensor:
-    """An image file -> uint8 [3,H,W], upright, in sRGB, over white.
+def read_pixels(name: str) -> Tensor:
+    """An image file, or stdin -> uint8 [3,H,W], upright, in sRGB, over white.
 
     Raises:
-        pqmim.pictures.picture.BadPicture: it cannot be read; a ValueError.
+        ValueError: it cannot be read as an image.
     """
-    picture = read_picture(data)
+    try:
+        picture = read_picture(read(name))
+    except BadPicture as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
     if picture.note:
-        sys.stderr.write(f"note: {picture.note}\n")
+        sys.stderr.write(f"note: {name}: {picture.note}\n")
     return picture.tensor()
 
 
@@ -108,7 +112,7 @@ def complete_flags(parser: argparse.ArgumentParser) -> None:
 def complete(args: argparse.Namespace) -> int:
     """Image file to image file by way of its codes, some of them replaced."""
     how = rule(args)
-    pixels = read_pixels(read(args.input))
+    pixels = read_pixels(args.input)
     height, width = pixels.shape[1:]
     codec = Codec.load(args.weights, args.device)
     codes = codec.encode(pixels[None])

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -34,6 +35,7 @@ _IN_SCAN = re.compile(  # what libjpeg says first when nothing before a scan was
     "premature end|bad Huffman|bad arithmetic|instead of RST|before marker 0xd[0-7]", re.IGNORECASE
 )
 _AT_END = re.compile("extraneous bytes before marker 0xd9")
+_MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _SCAN_ENDS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _GAIN_MAP = re.compile(rb"hdrgm:|hdrgainmap|iso:ts:21496", re.IGNORECASE)
 _THUMBNAIL = 0x010000  # class of MPF pictures that are smaller copies of the first
@@ -56,8 +58,7 @@ class Header:
     gain_map: bool = False
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A marker and its parameters: data[start:end] with the marker, body from ``body`` on."""
 
     marker: int
@@ -68,25 +69,17 @@ class Segment:
 
 def next_segment(data: bytes, at: int) -> Segment | None:
     """The next marker at or after ``at``, as libjpeg finds it; None where there is none."""
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0:
-            return None
-        start = at
-        while data[at : at + 1] == b"\xff":
-            at += 1
-        if at >= len(data):
-            return None
-        marker = data[at]
-        at += 1
-        if marker == 0:
-            continue
-        if marker in BARE:
-            return Segment(marker, start, at, at)
-        length = int.from_bytes(data[at : at + 2], "big")
-        if length < 2:
-            return None
-        return Segment(marker, at - 2, at + 2, at + length)
+    if data[at : at + 1] == b"\xff" and b"\xbf" < data[at + 1 : at + 2] < b"\xff":  # as it should
+        body = at + 2
+    elif found := _MARKER.search(data, at):
+        body = found.end()
+    else:
+        return None
+    marker = data[body - 1]
+    if marker in BARE:
+        return Segment(marker, body - 2, body, body)
+    length = int.from_bytes(data[body : body + 2], "big")
+    return None if length < 2 else Segment(marker, body - 2, body + 2, body + length)
 
 
 def read_header(data: bytes) -> Header:
