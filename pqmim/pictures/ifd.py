@@ -62,11 +62,16 @@ def _entries(
         yield tag, kind, data[place : place + size]
 
 
+def numbers(directory: Directory, tag: int) -> tuple[int, ...]:
+    """The numbers of a tag; none where it is not there."""
+    form, value = directory.get(tag, ("<B", b""))
+    count = len(value) // struct.calcsize(form)
+    return struct.unpack(f"{form[0]}{count}{form[1]}", value[: count * struct.calcsize(form)])
+
+
 def number(directory: Directory, tag: int, default: int = 0) -> int:
     """The first number of a tag."""
-    form, value = directory.get(tag, ("", b""))
-    size = struct.calcsize(form)
-    return int(struct.unpack(form, value[:size])[0]) if form and len(value) >= size else default
+    return next(iter(numbers(directory, tag)), default)
 
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:

@@ -19,6 +19,10 @@ from pqmim.pictures.picture import BadPicture
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB = 0, 2  # colour types
 MAX_METADATA = 16 << 20  # bytes of a decompressed profile; its largest known kind has 4 MB
+_KNOWN = {  # chunks without which the pixels are the same; a damaged name may have been tRNS
+    *(b"cHRM", b"gAMA", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"bKGD", b"hIST", b"pHYs"),
+    *(b"sPLT", b"tIME", b"fdAT", b"fcTL", b"acTL", b"oFFs", b"pCAL", b"sCAL", b"sTER", b"tRNS"),
+}
 _RAW_EXIF = re.compile(rb"Raw profile type (?:exif|APP1)\0")  # ImageMagick's, in hexadecimal
 
 
@@ -54,6 +58,8 @@ def read(data: bytes) -> Facts:
             before = 1
         elif kind in _METADATA:
             facts = _METADATA[kind](facts, body)
+        elif kind not in _KNOWN and not kind[:1].isupper() and not _sound(data[start + 4 : end]):
+            raise BadPicture(f"PNG: a damaged chunk of unknown kind {kind!r}")
         if kind[:1].isupper() or (kind == b"tRNS" and facts.transparent is None):
             parts.append(data[start:end])
     frames = max(1, animated + (1 - before if animated else 0))
@@ -73,8 +79,13 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
+def _sound(checked: bytes) -> bool:
+    """Whether kind and body of a chunk are those that its checksum is of."""
+    return zlib.crc32(checked[:-4]).to_bytes(4, "big") == checked[-4:]
+
+
 def _transparency(facts: Facts, checked: bytes, body: bytes) -> Facts:
-    if zlib.crc32(checked[:-4]).to_bytes(4, "big") != checked[-4:]:
+    if not _sound(checked):
         raise BadPicture("PNG: the checksum of tRNS, which says what is transparent, is wrong")
     if facts.colour_type == GREY and len(body) >= 2:
         return replace(facts, transparent=struct.unpack(">H", body[:2])[0])

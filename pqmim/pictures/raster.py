@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +41,7 @@ PLUGINS = (
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 # What Pillow raises on bad data, found by reading and by fuzzing; the source is memory, so an
 # OSError here is never a storage error.
+TIFF = tuple(TiffImagePlugin.PREFIXES)  # BigTIFF too
 ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
     *(IndexError, KeyError, TypeError, OverflowError, RuntimeError, ZeroDivisionError),
@@ -65,21 +67,25 @@ def decode(data: bytes, rules: Rules) -> Decoded:
     """Raises:
     BadPicture: a status for its size, or why its pixels cannot be stood by.
     """
+    facts = layout = None
     try:
-        facts = None
         if data.startswith(png.SIGNATURE):
             parts = png.read(data)
             data, facts = parts.lean, _png_facts(parts)
+        layout = tiff.read(data) if data.startswith(TIFF) else None
         with open_(data) as image:
             check_size(image.width, image.height, rules)
-            if image.format == "TIFF":
-                _to_page(image, data, rules)
-            facts = facts or _facts(image, data)
+            if layout is not None and layout.page:
+                image.seek(layout.page)
+                check_size(image.width, image.height, rules)
+            facts = facts or _facts(image, data, layout)
             image.load()
             return _pixels(image, facts, rules)
     except BadPicture:
         raise
     except ERRORS as error:
+        if layout is not None and "unknown pixel mode" in str(error):
+            raise BadPicture(f"TIFF of {layout.name} in this order is not converted") from error
         raise BadPicture(f"{type(error).__name__}: {error}") from error
 
 
@@ -99,14 +105,6 @@ def open_(data: bytes) -> ImageFile.ImageFile:
     raise BadPicture(f"no known image format, or a damaged header; begins with {data[:16]!r}")
 
 
-def _to_page(image: Any, data: bytes, rules: Rules) -> None:
-    """Go to the first page that is a picture; what was checked of the first is checked of it."""
-    page = tiff.pages(data)[0]
-    if page:
-        image.seek(page)
-        check_size(image.width, image.height, rules)
-
-
 def _png_facts(parts: png.Facts) -> Facts:
     scale = {1: 255, 2: 85, 4: 17}.get(parts.depth, 1)  # Pillow gives samples of 8 or 16 bits
     return Facts(
@@ -117,26 +115,24 @@ def _png_facts(parts: png.Facts) -> Facts:
     )  # fmt: skip
 
 
-def _facts(image: Any, data: bytes) -> Facts:
+def _facts(image: Any, data: bytes, layout: tiff.Layout | None) -> Facts:
     """Of the formats other than PNG; nothing here may cost the picture."""
     info = image.info
     xmp = info.get("xmp") or b""
     facts = Facts(icc=info.get("icc_profile") or b"")
+    if layout is not None:
+        return replace(
+            facts, bits=layout.bits, frames=layout.pages, inverted=layout.inverted,
+            white=(1 << layout.bits) - 1, orientation=layout.orientation,
+        )  # fmt: skip
     with contextlib.suppress(*ERRORS):
         facts = replace(facts, frames=int(getattr(image, "n_frames", 1)))
-    if image.format == "TIFF":
-        bits = tiff.check(image, data)
-        inverted = bits == 16 and image.tag_v2.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO
-        return replace(
-            facts, bits=bits, frames=len(tiff.pages(data)), inverted=inverted,
-            white=(1 << bits) - 1, orientation=image.tag_v2.get(ifd.ORIENTATION, 1),
-        )  # fmt: skip
     if image.format == "JPEG2000":
         bits = _jpeg2000_bits(data)
         return replace(facts, bits=bits, white=((1 << bits) - 1) << max(0, 16 - bits))
     if image.format == "PPM":
-        white = image.tile[0].args[-1] if image.tile[0].codec_name.startswith("ppm") else 255
-        return replace(facts, bits=8 if white < 256 else int(white).bit_length(), white=65535)
+        white = _pnm_white(data)
+        return replace(facts, bits=max(8, white.bit_length()), white=65535)
     exif = info.get("exif") or b""
     facts = replace(facts, orientation=ifd.orientation(exif, xmp))
     if image.format == "AVIF":
@@ -145,6 +141,12 @@ def _facts(image: Any, data: bytes) -> Facts:
         bits = 8 if not depth & 0x40 else 12 if depth & 0x20 else 10
         return replace(facts, bits=bits, gain_map=b"tmap" in data[8:64])
     return facts
+
+
+def _pnm_white(data: bytes) -> int:
+    """The sample that is white, the third number of the header; bitmaps (P1, P4) have none."""
+    header = re.sub(rb"#[^\n]*", b"", data[:4096]).split(None, 4)
+    return int(header[3]) if data[1:2] in b"2356" else 255
 
 
 def _jpeg2000_bits(data: bytes) -> int:

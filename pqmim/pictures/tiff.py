@@ -8,20 +8,17 @@ they cost double.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from pqmim.pictures import ifd, jpeg
 from pqmim.pictures.picture import BadPicture
 
-if TYPE_CHECKING:
-    from PIL.TiffImagePlugin import TiffImageFile
-
 SUBFILE, OLD_SUBFILE, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 258, 259, 262
 FILL_ORDER, STRIPS, STRIP_SIZES, TILES, TILE_SIZES = 266, 273, 279, 324, 325
 SAMPLES, PLANAR = 277, 284
-INK_SET, SAMPLE_FORMAT, JPEG_TABLES = 332, 339, 347
+INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 332, 338, 339, 347
 THUMBNAIL, MASK, OLD_THUMBNAIL = 1, 4, 2
-OLD_JPEG, JPEG = 6, 7
+RAW, OLD_JPEG, JPEG = 1, 6, 7
 WHITE_IS_ZERO, CMYK = 0, 5
 LAYOUTS = {  # photometric interpretation -> name, bits a sample
     0: ("white-is-zero grey", {1, 2, 4, 8, 16}),
@@ -33,64 +30,80 @@ LAYOUTS = {  # photometric interpretation -> name, bits a sample
 }
 
 
-def pages(data: bytes) -> list[int]:
-    """The numbers of the pages that are pictures of their own.
+@dataclass(frozen=True)
+class Layout:
+    """The page that is the picture."""
+
+    page: int
+    pages: int  # pictures in the file
+    name: str
+    bits: int  # a sample
+    inverted: bool  # 0 is white
+    orientation: int  # EXIF
+
+
+def read(data: bytes) -> Layout:
+    """Find the picture, and make sure that Pillow takes it rightly.
 
     Raises:
-        BadPicture: there are pages, and all of them are thumbnails or masks.
+        BadPicture: there is none, or its layout is one that is refused, by name.
     """
-    found, number = [], -1
-    for number, directory in enumerate(ifd.directories(data)):
-        kind = ifd.number(directory, SUBFILE)
-        thumbnail = kind & THUMBNAIL or ifd.number(directory, OLD_SUBFILE) == OLD_THUMBNAIL
-        if not thumbnail and not kind & MASK:
-            found.append(number)
-    if number >= 0 and not found:
+    found = [(n, page) for n, page in enumerate(ifd.directories(data))]
+    pictures = [(n, page) for n, page in found if not _is_small(page)]
+    if not found:
+        raise BadPicture("TIFF: a damaged directory of tags")
+    if not pictures:
         raise BadPicture(
             "TIFF: every page says that it is a thumbnail or a mask; the picture, if there is one, "
             "is in a sub-directory, as in a camera's raw file: convert it"
         )
-    return found or [0]
+    number, page = pictures[0]
+    bits = _check(page)
+    if ifd.number(page, COMPRESSION, 1) == JPEG:
+        _check_jpeg(page, data)
+    inverted = ifd.number(page, PHOTOMETRIC, -1) == WHITE_IS_ZERO
+    turn = ifd.number(page, ifd.ORIENTATION, 1)
+    name = f"{LAYOUTS[ifd.number(page, PHOTOMETRIC)][0]} with {bits} bits a sample"
+    return Layout(number, len(pictures), name, bits, inverted, turn)
 
 
-def check(image: TiffImageFile, data: bytes) -> int:
-    """Bits a sample, of a layout that Pillow is known to take rightly.
+def _is_small(page: ifd.Directory) -> bool:
+    kind = ifd.number(page, SUBFILE)
+    return bool(kind & (THUMBNAIL | MASK)) or ifd.number(page, OLD_SUBFILE) == OLD_THUMBNAIL
 
-    Raises:
-        BadPicture: another one, by name.
-    """
-    tags = image.tag_v2
-    photometric, planar = tags.get(PHOTOMETRIC, -1), tags.get(PLANAR, 1)
-    bits = {*tags.get(BITS, (1,))}
-    compression, samples = tags.get(COMPRESSION, 1), tags.get(SAMPLES, 1)
+
+def _check(page: ifd.Directory) -> int:
+    """Bits a sample, of a layout that is known to be taken rightly."""
+    photometric, compression = ifd.number(page, PHOTOMETRIC, -1), ifd.number(page, COMPRESSION, 1)
+    separate = ifd.number(page, PLANAR, 1) == 2 and ifd.number(page, SAMPLES, 1) > 1
+    depths = {*ifd.numbers(page, BITS)} or {1}
     if photometric not in LAYOUTS:
         raise BadPicture(f"TIFF of photometric interpretation {photometric} is not converted")
-    name, depths = LAYOUTS[photometric]
-    if {*tags.get(SAMPLE_FORMAT, (1,))} != {1}:
+    name, known = LAYOUTS[photometric]
+    if {*ifd.numbers(page, SAMPLE_FORMAT)} - {1}:
         raise BadPicture("TIFF with signed or floating-point samples: no defined white level")
-    if len(bits) != 1 or not bits <= depths:
-        named = "/".join(map(str, sorted(bits)))
+    if len(depths) != 1 or not depths <= known:
+        named = "/".join(map(str, sorted(depths)))
         raise BadPicture(f"TIFF of {name} with {named} bits a sample is not converted")
-    depth = int(bits.pop())
-    if depth > 8 and ((planar == 2 and samples > 1) or tags.get(FILL_ORDER, 1) != 1):
-        how = "in separate planes" if planar == 2 else "of reversed bit order"
-        raise BadPicture(f"TIFF of {name} with {depth} bits {how} is not converted")
-    if photometric == CMYK and tags.get(INK_SET, 1) != 1:
+    bits = depths.pop()
+    if bits > 8 and (separate or ifd.number(page, FILL_ORDER, 1) != 1):
+        how = "in separate planes" if separate else "of reversed bit order"
+        raise BadPicture(f"TIFF of {name} with {bits} bits {how} is not converted")
+    if separate and ifd.numbers(page, EXTRA_SAMPLES)[:1] in ((0,), (1,)) and compression == RAW:
+        raise BadPicture(f"TIFF of {name} with further samples in separate planes, not compressed")
+    if photometric == CMYK and ifd.number(page, INK_SET, 1) != 1:
         raise BadPicture("TIFF of inks other than cyan, magenta, yellow and black")
     if compression == OLD_JPEG:
         raise BadPicture("TIFF with JPEG of the old style (6), which is not decoded strictly")
-    if compression == JPEG:
-        _check_jpeg(image, data)
-    return depth
+    return bits
 
 
-def _check_jpeg(image: TiffImageFile, data: bytes) -> None:
+def _check_jpeg(page: ifd.Directory, data: bytes) -> None:
     """Every strip or tile is a JPEG whose tables may stand apart."""
-    tags = image.tag_v2
-    places, sizes = (TILES, TILE_SIZES) if TILES in tags else (STRIPS, STRIP_SIZES)
-    tables = bytes(tags.get(JPEG_TABLES, b""))
+    places, sizes = (TILES, TILE_SIZES) if TILES in page else (STRIPS, STRIP_SIZES)
+    tables = page.get(JPEG_TABLES, ("", b""))[1]
     head = tables[:-2] if tables.endswith(b"\xff\xd9") else b"\xff\xd8"
-    for at, size in zip(tags.get(places, ()), tags.get(sizes, ()), strict=False):
+    for at, size in zip(ifd.numbers(page, places), ifd.numbers(page, sizes), strict=False):
         try:
             jpeg.strict(head + data[at + 2 : at + size], "RGB")
         except ValueError as error:
