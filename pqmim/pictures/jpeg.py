@@ -31,9 +31,6 @@ from pqmim.pictures.picture import BadPicture, Decoded, Rules, check_size
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
 BARE = {0x01, SOI, EOI, *range(0xD0, 0xD8)}  # markers without a length
-_IN_SCAN = re.compile(  # what libjpeg says first when nothing before a scan was odd
-    "premature end|bad Huffman|bad arithmetic|instead of RST|before marker 0xd[0-7]", re.IGNORECASE
-)
 _AT_END = re.compile("extraneous bytes before marker 0xd9")
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _SCAN_ENDS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -155,16 +152,13 @@ def _decode_strictly(data: bytes, mode: str, rules: Rules) -> tuple[np.ndarray, 
     Raises:
         BadPicture: a scan is not whole, or there is none.
     """
-    try:
-        return strict(data, mode), ()
-    except ValueError as error:
-        if _IN_SCAN.search(str(error)):
-            raise BadPicture(f"JPEG: {error}") from error
-    lean = _lean(data)
-    try:
-        return strict(lean, mode), ()
-    except ValueError as error:
-        said = str(error)
+    lean, said = b"", ""
+    for copy in (bytes, _lean):  # what is said of the second is about pixels
+        lean = copy(data)
+        try:
+            return strict(lean, mode), ()
+        except ValueError as error:
+            said = str(error)
     if "extraneous" in said:
         with contextlib.suppress(ValueError):
             return strict(_lean(data, padding=False), mode), ()
