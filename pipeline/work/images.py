@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.plan import Plan, Status
-from pqmim.pictures import raster
-from pqmim.pictures.picture import BadPicture, Rules
+from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Rules
 from pqmim.pictures.read import probe, read
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's, a picture each, in the job's log
@@ -65,7 +64,7 @@ def working_bytes(data: bytes, plan: Plan) -> int:
     """Memory that decoding and padding this picture takes, from its header alone; 0 if refused."""
     try:
         width, height, a_pixel = probe(data)
-    except raster.ERRORS:
+    except PILLOW_ERRORS:
         return 0  # decode says what is wrong
     if width * height > plan.max_pixels or min(width, height) < plan.min_side:
         return 0

@@ -8,6 +8,8 @@ that decide pixels, and the scans) and decoded strictly again: what is then said
     bytes too many in a scan, at the end of the file   a note, or an error with Rules.strict: every
                                                        row was decoded, but some may be wrong
     zeros too many at the end of a scan                padding: sound if it decodes without them
+    components sampled in a way that TurboJPEG has     a note, or an error with Rules.strict:
+    no name for (CMYK of 4:2:0)                        Pillow decodes it, which says nothing
     everything else that is said of a scan             an error: the rest is guessed
 
 The note is not an error because whole files of some cameras end so.  A damaged byte that still
@@ -18,19 +20,22 @@ counts how often.  Cost of the walk over segments: 6 us.
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from PIL import JpegImagePlugin
 
 from pqmim.pictures import colour, ifd
-from pqmim.pictures.picture import BadPicture, Decoded, Rules, check_size
+from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
 BARE = {0x01, SOI, EOI, *range(0xD0, 0xD8)}  # markers without a length
+UNHEARD = "sampling for which the decoder's warnings are not heard"
 _AT_END = re.compile("extraneous bytes before marker 0xd9")
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _SCAN_ENDS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -162,12 +167,29 @@ def _decode_strictly(data: bytes, mode: str, rules: Rules) -> tuple[np.ndarray, 
     if "extraneous" in said:
         with contextlib.suppress(ValueError):
             return strict(_lean(data, padding=False), mode), ()
-    if not _AT_END.search(said):
+    unheard = "subsampling" in said
+    if not unheard and not _AT_END.search(said):
         raise BadPicture(f"JPEG: {said}")
-    note = f"JPEG: {said}: some pixels may be wrong"
+    note = f"JPEG: {UNHEARD if unheard else said}: some pixels may be wrong"
     if rules.strict:
         raise BadPicture(f"{note}; refused by --strict-images")
-    return simplejpeg.decode_jpeg(lean, mode, strict=False), (note,)
+    return _by_pillow(lean, mode) if unheard else _leniently(lean, mode), (note,)
+
+
+def _leniently(data: bytes, mode: str) -> np.ndarray:
+    """What strict decoding has thrown away; called where the warning comes after the last row."""
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, mode, strict=False)
+    return pixels
+
+
+def _by_pillow(data: bytes, mode: str) -> np.ndarray:
+    """Of a JPEG whose components are sampled as TurboJPEG has no name for."""
+    try:
+        with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+            pixels = np.array(image if mode == "CMYK" else image.convert("RGB"))
+            return 255 - pixels if mode == "CMYK" else pixels  # Pillow has inverted it
+    except PILLOW_ERRORS as error:
+        raise BadPicture(f"JPEG: {type(error).__name__}: {error}") from error
 
 
 def _lean(data: bytes, padding: bool = True) -> bytes:

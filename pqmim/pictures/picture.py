@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
 ICC = ("convert", "ignore", "refuse")
+# What Pillow raises on bad data, found by reading and by fuzzing; the source is memory, so an
+# OSError here is never a storage error.
+PILLOW_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
+    *(IndexError, KeyError, TypeError, OverflowError, RuntimeError, ZeroDivisionError),
+)
 DECODE_ERROR, TOO_LARGE, TOO_SMALL = "decode_error", "too_large", "too_small"
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,20 +31,14 @@ from PIL import (
 )
 
 from pqmim.pictures import colour, ifd, png, tiff
-from pqmim.pictures.picture import BadPicture, Decoded, Rules, check_size
+from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size
 
 PLUGINS = (
     PngImagePlugin, WebPImagePlugin, GifImagePlugin, BmpImagePlugin, TiffImagePlugin,
     Jpeg2KImagePlugin, AvifImagePlugin, PpmImagePlugin,
 )  # fmt: skip  # each registers what it opens
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
-# What Pillow raises on bad data, found by reading and by fuzzing; the source is memory, so an
-# OSError here is never a storage error.
 TIFF = tuple(TiffImagePlugin.PREFIXES)  # BigTIFF too
-ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
-    *(IndexError, KeyError, TypeError, OverflowError, RuntimeError, ZeroDivisionError),
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def decode(data: bytes, rules: Rules) -> Decoded:
             return _pixels(image, facts, rules)
     except BadPicture:
         raise
-    except ERRORS as error:
+    except PILLOW_ERRORS as error:
         if layout is not None and "unknown pixel mode" in str(error):
             raise BadPicture(f"TIFF of {layout.name} in this order is not converted") from error
         raise BadPicture(f"{type(error).__name__}: {error}") from error
@@ -94,7 +87,7 @@ def open_(data: bytes) -> ImageFile.ImageFile:
 
     Raises:
         BadPicture: of no such format.
-        one of ERRORS: a damaged header.
+        one of PILLOW_ERRORS: a damaged header.
     """
     for name in FORMATS:
         if name not in Image.OPEN:
@@ -125,7 +118,7 @@ def _facts(image: Any, data: bytes, layout: tiff.Layout | None) -> Facts:
             facts, bits=layout.bits, frames=layout.pages, inverted=layout.inverted,
             white=(1 << layout.bits) - 1, orientation=layout.orientation,
         )  # fmt: skip
-    with contextlib.suppress(*ERRORS):
+    with contextlib.suppress(*PILLOW_ERRORS):
         facts = replace(facts, frames=int(getattr(image, "n_frames", 1)))
     if image.format == "JPEG2000":
         bits = _jpeg2000_bits(data)

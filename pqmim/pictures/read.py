@@ -40,7 +40,7 @@ def probe(data: bytes) -> tuple[int, int, int]:
     """Width, height, and bytes of memory that decoding takes a pixel, from the header alone.
 
     Raises:
-        ValueError, or another of raster.ERRORS: there is no such header.
+        ValueError, or another of PILLOW_ERRORS: there is no such header.
     """
     if is_jpeg(data):
         header = jpeg.read_header(data)

@@ -75,7 +75,6 @@ def _is_small(page: ifd.Directory) -> bool:
 def _check(page: ifd.Directory) -> int:
     """Bits a sample, of a layout that is known to be taken rightly."""
     photometric, compression = ifd.number(page, PHOTOMETRIC, -1), ifd.number(page, COMPRESSION, 1)
-    separate = ifd.number(page, PLANAR, 1) == 2 and ifd.number(page, SAMPLES, 1) > 1
     depths = {*ifd.numbers(page, BITS)} or {1}
     if photometric not in LAYOUTS:
         raise BadPicture(f"TIFF of photometric interpretation {photometric} is not converted")
@@ -86,16 +85,28 @@ def _check(page: ifd.Directory) -> int:
         named = "/".join(map(str, sorted(depths)))
         raise BadPicture(f"TIFF of {name} with {named} bits a sample is not converted")
     bits = depths.pop()
-    if bits > 8 and (separate or ifd.number(page, FILL_ORDER, 1) != 1):
-        how = "in separate planes" if separate else "of reversed bit order"
-        raise BadPicture(f"TIFF of {name} with {bits} bits {how} is not converted")
-    if separate and ifd.numbers(page, EXTRA_SAMPLES)[:1] in ((0,), (1,)) and compression == RAW:
-        raise BadPicture(f"TIFF of {name} with further samples in separate planes, not compressed")
+    if ifd.number(page, PLANAR, 1) == 2:
+        _check_planes(page, name, bits)
+    if bits > 8 and ifd.number(page, FILL_ORDER, 1) != 1:
+        raise BadPicture(f"TIFF of {name} with {bits} bits of reversed order is not converted")
     if photometric == CMYK and ifd.number(page, INK_SET, 1) != 1:
         raise BadPicture("TIFF of inks other than cyan, magenta, yellow and black")
     if compression == OLD_JPEG:
         raise BadPicture("TIFF with JPEG of the old style (6), which is not decoded strictly")
     return bits
+
+
+def _check_planes(page: ifd.Directory, name: str, bits: int) -> None:
+    """Samples in separate planes: libtiff puts those of 8 bits together; uncompressed ones are read
+    by the first letters of Pillow's mode, which is right for these and wrong for all others."""
+    if ifd.number(page, COMPRESSION, 1) != RAW:
+        right = bits <= 8 or ifd.number(page, SAMPLES, 1) == 1
+    else:
+        extra = ifd.numbers(page, EXTRA_SAMPLES) in ((), (2,))
+        first = ifd.number(page, FILL_ORDER, 1) == 1
+        right = bits == 8 and extra and first and "white-is-zero" not in name
+    if not right:
+        raise BadPicture(f"TIFF of {name} with {bits} bits in separate planes is not converted")
 
 
 def _check_jpeg(page: ifd.Directory, data: bytes) -> None:
