@@ -22,9 +22,10 @@ import torch
 
 from benchmarks.encode import SHARDS, read
 from jobs import common
-from pqmim import checkpoint, commands
+from pqmim import checkpoint
 from pqmim.codec import Codec
 from pqmim.coding import range_coder, schedule
+from pqmim.pictures.read import read as read_picture
 from pqmim.prior import fused, load, products, tensors
 from pqmim.prior.engine import Model
 from pqmim.prior.integers import Checkpoint
@@ -42,7 +43,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = args.picture.read_bytes() if args.picture else example()
-    pixels = commands.read_pixels(data)
+    pixels = read_picture(data).tensor()
     print(f"{pixels.shape[2]} x {pixels.shape[1]} pixels, {cpu_name()}")
     engines(pixels)
     plans(Codec.load(), pixels)

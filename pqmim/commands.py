@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pqmim import checkpoint
@@ -24,6 +24,8 @@ from pqmim.completion import masks
 from pqmim.completion.rule import Rule
 from pqmim.files import container
 from pqmim.meter import Meter
+from pqmim.pictures.picture import BadPicture
+from pqmim.pictures.read import read as read_picture
 
 STDIO = "-"
 SUFFIX = ".pqm"
@@ -49,11 +51,19 @@ def write(name: str, data: bytes) -> None:
         Path(name).write_bytes(data)
 
 
-def read_pixels(data: bytes) -> Tensor:
-    """An image file -> uint8 [3,H,W], upright."""
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+def read_pixels(name: str) -> Tensor:
+    """An image file, or stdin -> uint8 [3,H,W], upright, in sRGB, over white.
+
+    Raises:
+        ValueError: it cannot be read as an image.
+    """
+    try:
+        picture = read_picture(read(name))
+    except BadPicture as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+    if picture.note:
+        sys.stderr.write(f"note: {name}: {picture.note}\n")
+    return picture.tensor()
 
 
 def write_pixels(name: str, pixels: Tensor) -> None:
@@ -86,7 +96,7 @@ def compress(args: argparse.Namespace) -> int:
     """Image file to ``.pqm``."""
     if args.max_bytes is not None and (args.fast or (args.quality, args.price) != (None, None)):
         raise ValueError("--max-bytes chooses quality, price and stages itself")
-    pixels = read_pixels(read(args.input))
+    pixels = read_pixels(args.input)
     price = schedule.DEFAULT_PRICE if args.price is None else args.price
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
     with loaded(args, "compress", pixels[0].numel()) as codec:
@@ -113,7 +123,7 @@ def decompress(args: argparse.Namespace) -> int:
 def complete(args: argparse.Namespace) -> int:
     """Image file to image file by way of its codes, some of them replaced."""
     how = rule(args)
-    pixels = read_pixels(read(args.input))
+    pixels = read_pixels(args.input)
     height, width = pixels.shape[1:]
     codec = Codec.load(args.weights, args.device)
     codes = codec.encode(pixels[None])

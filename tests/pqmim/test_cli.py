@@ -101,7 +101,10 @@ def test_info_describes_a_file_and_the_weights(tmp_path, weights, picture, capsy
     [
         (["decompress", "{picture}", "x.png"], "not a .pqm file"),
         (["decompress", "{missing}", "x.png"], "No such file"),
-        (["compress", "{weights}", "x.pqm"], "cannot identify image file"),
+        (
+            ["compress", "{weights}", "x.pqm"],
+            "cannot be read as an image: no known image format",
+        ),
         (["compress", "{picture}", "x.pqm", "--quality", "9"], r"quality 9 is outside 1..4"),
         (["decompress", "{good}", "x.nope"], "no image format has the suffix '.nope'"),
         (["decompress", "{cut}", "x.png"], "cut off"),
