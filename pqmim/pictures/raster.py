@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,9 +69,10 @@ def decode(data: bytes, rules: Rules) -> Decoded:
         layout = tiff.read(data) if data.startswith(TIFF) else None
         with open_(data) as image:
             check_size(image.width, image.height, rules)
-            if layout is not None and layout.page:
+            if layout is not None:
                 image.seek(layout.page)
                 check_size(image.width, image.height, rules)
+                tiff.check_jpeg(layout, data, rules)
             facts = facts or _facts(image, data, layout)
             image.load()
             return _pixels(image, facts, rules)
@@ -80,6 +82,22 @@ def decode(data: bytes, rules: Rules) -> Decoded:
         if layout is not None and "unknown pixel mode" in str(error):
             raise BadPicture(f"TIFF of {layout.name} in this order is not converted") from error
         raise BadPicture(f"{type(error).__name__}: {error}") from error
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height as stored, from the header of the picture that ``decode`` would give.
+
+    Raises:
+        one of PILLOW_ERRORS: there is none.
+    """
+    if data.startswith(png.SIGNATURE):  # Pillow would read metadata on the way
+        width, height = struct.unpack_from(">II", data, 16)
+        return width, height
+    if data.startswith(TIFF):
+        layout = tiff.read(data)
+        return layout.width, layout.height
+    with open_(data) as image:
+        return image.width, image.height
 
 
 def open_(data: bytes) -> ImageFile.ImageFile:
