@@ -134,7 +134,7 @@ def decode(data: bytes, rules: Rules) -> Decoded:
     profile, problem = _profile(header)
     pixels, dropped, said = colour.to_srgb(pixels, mode, profile, rules)
     dropped += _others(data, header)
-    turn = ifd.orientation(header.exif, header.xmp)
+    turn = ifd.orientation(header.exif, header.xmp) if header.exif or header.xmp else 1
     return Decoded(pixels, dropped, (*notes, *problem, *said), turn)
 
 
@@ -247,6 +247,8 @@ def _profile(header: Header) -> tuple[bytes | None, tuple[str, ...]]:
 
 def _others(data: bytes, header: Header) -> tuple[str, ...]:
     """Second pictures of the file: gain maps, and what a multi-picture index (MPF) lists."""
+    if not header.mpf:
+        return ("gain_map",) if header.gain_map else ()
     gain_map, pictures = header.gain_map, 1
     directory = next(ifd.directories(header.mpf), {})
     entries = directory.get(0xB002, ("", b""))[1]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-ICC = ("convert", "ignore", "refuse")
 # What Pillow raises on bad data, found by reading and by fuzzing; the source is memory, so an
 # OSError here is never a storage error.
 PILLOW_ERRORS = (
@@ -23,7 +22,7 @@ DECODE_ERROR, TOO_LARGE, TOO_SMALL = "decode_error", "too_large", "too_small"
 class Rules:
     """How a file is to be read."""
 
-    icc: str = "convert"  # profiles that are not sRGB: to sRGB, as if sRGB, or an error
+    icc: str = "convert"  # or "ignore", "refuse": what is done about profiles that are not sRGB
     strict: bool = False  # a warning that may have cost pixels is an error, not a note
     max_pixels: int = 1 << 28  # more is refused by the header, before anything is decoded
     min_side: int = 1  # pixels

@@ -46,8 +46,7 @@ def probe(data: bytes) -> tuple[int, int, int]:
         header = jpeg.read_header(data)
         cmyk = header.components == 4
         return header.width, header.height, BYTES_A_PIXEL if cmyk else JPEG_BYTES_A_PIXEL
-    with raster.open_(data) as image:
-        return *image.size, BYTES_A_PIXEL
+    return *raster.size(data), BYTES_A_PIXEL
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

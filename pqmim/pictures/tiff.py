@@ -8,12 +8,20 @@ they cost double.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pqmim.pictures import ifd, jpeg
-from pqmim.pictures.picture import BadPicture
+from pqmim.pictures.picture import BadPicture, Rules, check_size
 
-SUBFILE, OLD_SUBFILE, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 258, 259, 262
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = (
+    254,
+    255,
+    256,
+    257,
+    258,
+    259,
+    262,
+)
 FILL_ORDER, STRIPS, STRIP_SIZES, TILES, TILE_SIZES = 266, 273, 279, 324, 325
 SAMPLES, PLANAR = 277, 284
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 332, 338, 339, 347
@@ -36,10 +44,13 @@ class Layout:
 
     page: int
     pages: int  # pictures in the file
+    width: int  # as stored
+    height: int
     name: str
     bits: int  # a sample
     inverted: bool  # 0 is white
     orientation: int  # EXIF
+    tags: ifd.Directory
 
 
 def read(data: bytes) -> Layout:
@@ -59,12 +70,12 @@ def read(data: bytes) -> Layout:
         )
     number, page = pictures[0]
     bits = _check(page)
-    if ifd.number(page, COMPRESSION, 1) == JPEG:
-        _check_jpeg(page, data)
-    inverted = ifd.number(page, PHOTOMETRIC, -1) == WHITE_IS_ZERO
-    turn = ifd.number(page, ifd.ORIENTATION, 1)
-    name = f"{LAYOUTS[ifd.number(page, PHOTOMETRIC)][0]} with {bits} bits a sample"
-    return Layout(number, len(pictures), name, bits, inverted, turn)
+    photometric = ifd.number(page, PHOTOMETRIC)
+    return Layout(
+        number, len(pictures), ifd.number(page, WIDTH), ifd.number(page, HEIGHT),
+        f"{LAYOUTS[photometric][0]} with {bits} bits a sample", bits,
+        photometric == WHITE_IS_ZERO, ifd.number(page, ifd.ORIENTATION, 1), page,
+    )  # fmt: skip
 
 
 def _is_small(page: ifd.Directory) -> bool:
@@ -109,13 +120,23 @@ def _check_planes(page: ifd.Directory, name: str, bits: int) -> None:
         raise BadPicture(f"TIFF of {name} with {bits} bits in separate planes is not converted")
 
 
-def _check_jpeg(page: ifd.Directory, data: bytes) -> None:
-    """Every strip or tile is a JPEG whose tables may stand apart."""
+def check_jpeg(layout: Layout, data: bytes, rules: Rules) -> None:
+    """Decode every strip or tile of JPEG, whose tables may stand apart, strictly.
+
+    Raises:
+        BadPicture: one is damaged.
+    """
+    page = layout.tags
+    if ifd.number(page, COMPRESSION, 1) != JPEG:
+        return
     places, sizes = (TILES, TILE_SIZES) if TILES in page else (STRIPS, STRIP_SIZES)
     tables = page.get(JPEG_TABLES, ("", b""))[1]
     head = tables[:-2] if tables.endswith(b"\xff\xd9") else b"\xff\xd8"
     for at, size in zip(ifd.numbers(page, places), ifd.numbers(page, sizes), strict=False):
+        strip = head + data[at + 2 : at + size]
+        header = jpeg.read_header(strip)
+        check_size(header.width, header.height, replace(rules, min_side=1))
         try:
-            jpeg.strict(head + data[at + 2 : at + size], "RGB")
+            jpeg.strict(strip, "RGB")
         except ValueError as error:
             raise BadPicture(f"TIFF: a strip or tile of JPEG: {error}") from error

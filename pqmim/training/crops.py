@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pqmim.pictures.picture import BadPicture
 from pqmim.pictures.read import read
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -28,7 +29,7 @@ def load_images(shards: list[Path]) -> list[Tensor]:
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: the shards hold no image.
+        ValueError: the shards hold no image, or one that cannot be read.
     """
     images = []
     for shard in shards:
@@ -36,7 +37,10 @@ def load_images(shards: list[Path]) -> list[Tensor]:
             for member in tar:
                 if member.name.lower().endswith(IMAGE_SUFFIXES):
                     data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                    images.append(read(data).tensor())
+                    try:
+                        images.append(read(data).tensor())
+                    except BadPicture as error:
+                        raise ValueError(f"{shard}: {member.name}: {error}") from error
     if not images:
         raise ValueError(f"no {'/'.join(IMAGE_SUFFIXES)} member in {[str(s) for s in shards]}")
     return images

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import common, status
+from jobs import common, encode, status
 from pipeline.archive import commit, losses, table
 from pipeline.archive.table import Row
 from pipeline.plan import SECOND_FIELDS, Plan, PlanMismatch, ShardResult, ShardSpec, Status
@@ -24,6 +24,7 @@ from pipeline.work.encoder import encode_shard
 from pipeline.work.transcoder import Transcoder
 from tests.archives import Archive, begin, encoded
 from tests.corpus import jpeg, make_tar, picture
+from tests.models import tiny_codec
 from tests.picture_files import P3, icc, ramp
 
 PROFILE = icc(b"RGB ", P3)
@@ -211,3 +212,12 @@ def test_counts_in_words():
     )
     assert losses.in_words({"gain_map": 1}, plan) == "1 gain map"
     assert losses.count([Row("a", Status.OK, dropped=("bits:16", "bits:10"))]) == {"bits": 1}
+
+
+def test_the_flags_are_in_the_plan():
+    codec = tiny_codec()
+    for flags, wanted in (([], ("convert", False)), (["--icc", "refuse"], ("refuse", False)),
+                          (["--strict-images"], ("convert", True))):  # fmt: skip
+        argv = ["--input", "x", "--output", "y", "--quality", "2", "--store", "codes", *flags]
+        plan = common.plan_of(encode.parse(argv), [], codec)
+        assert (plan.icc, plan.strict_images, plan.format_version) == (*wanted, 2)

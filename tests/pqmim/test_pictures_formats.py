@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pqmim.pictures.picture import BadPicture, Picture, Rules
-from pqmim.pictures.read import read
+from pqmim.pictures.read import probe, read
 from tests.corpus import jpeg
 from tests.picture_files import (
     GREY,
@@ -260,6 +260,12 @@ def test_the_picture_behind_a_thumbnail_has_the_limits():
     with pytest.raises(BadPicture) as caught:
         read(data, Rules(max_pixels=100))
     assert caught.value.status == "too_large"
+    assert probe(data)[:2] == (W, H)
+
+
+def test_the_size_is_known_whatever_the_metadata():
+    text = (b"tEXt", b"parameters\0" + b"x" * 3_000_000)
+    assert probe(png(ramp(H, W, 3, 8), 8, RGB, [text]))[:2] == (W, H)
 
 
 @pytest.mark.parametrize(
