@@ -29,7 +29,7 @@ from jobs.decode import choose_shards, member_key
 from pipeline import keep
 from pipeline.archive import commit, table
 from pipeline.archive.table import BadTable, Row
-from pipeline.codes.rowgroups import NoCodes
+from pipeline.codes.errors import NoCodes
 from pipeline.plan import Plan, PlanMismatch, Status
 from pipeline.store.storage import NotFound, Store
 from pipeline.work import decoder

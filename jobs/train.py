@@ -24,7 +24,7 @@ from jobs import common
 from pipeline import keep
 from pipeline.archive import commit
 from pipeline.archive.manifest import DatasetError
-from pipeline.codes.rowgroups import Filter
+from pipeline.codes.query import Filter
 from pipeline.learn import learner
 from pipeline.learn.learner import Task
 from pipeline.plan import Plan, Resources

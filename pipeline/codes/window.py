@@ -1,4 +1,4 @@
-"""A shuffle buffer: the rows of some row groups, unpacked once, handed out in permuted batches.
+"""A shuffle buffer: the rows of a window of row groups, unpacked once, handed out in batches.
 
 Codes of one grid lie in one matrix, whose memory is used again for the next window: fresh pages
 cost more than the copy.  A batch is one gather out of that matrix, in a worker process straight
@@ -8,25 +8,21 @@ into the shared memory that the main process reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from pipeline.archive.manifest import DatasetError
-from pipeline.codes.rowgroups import Block
-from pipeline.codes.sampler import Cursor
+from pipeline.codes.errors import MissingValue, NotHere
+from pipeline.codes.order import Cursor
+from pipeline.codes.rowgroups import GroupRows
 from pipeline.plan import Plan
 
-Place = tuple[int, int, int, Cursor]  # epoch, workers, worker, its place behind the batch
 RUNS = 16  # stretches of equally spaced values in a row group, up to which each is one copy
-
-
-class MissingValue(DatasetError):
-    """A numeric column has a null."""
 
 
 class Arena:
@@ -42,10 +38,10 @@ class Arena:
         return self._memory[:size]
 
 
-class Window:
-    """Blocks as matrices of codes, one for each grid, and one table of the rest."""
+class ShuffleBuffer:
+    """Rows as matrices of codes, one for each grid, and one table of the rest."""
 
-    def __init__(self, blocks: Sequence[Block], arena: Arena) -> None:
+    def __init__(self, blocks: Sequence[GroupRows], arena: Arena) -> None:
         self.grids = np.concatenate([b.grids for b in blocks])
         self.origin = np.concatenate([b.origin for b in blocks])
         self.rows = pa.concat_tables([b.rows for b in blocks]).combine_chunks()
@@ -77,7 +73,7 @@ class Window:
             out = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
         return torch.index_select(matrix, 0, torch.from_numpy(self._place[rows]), out=out)
 
-    def rest(self, rows: np.ndarray) -> list[Block]:
+    def rest(self, rows: np.ndarray) -> list[GroupRows]:
         """Rows as blocks of their own, sorted by row group and row."""
         rows = rows[np.lexsort((self.origin[rows, 1], self.origin[rows, 0]))]
         blocks = []
@@ -87,7 +83,7 @@ class Window:
             data = self._matrices[int(self.grids[row[0]])][self._place[row]]
             lengths = np.full(len(row), data.shape[1], np.int64)
             offsets = np.cumsum(lengths) - lengths
-            blocks.append(Block(
+            blocks.append(GroupRows(
                 data.ravel(), offsets, lengths, self.grids[row], self.rows.take(row),
                 self.origin[row],
             ))  # fmt: skip
@@ -95,7 +91,18 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Place:
+    """Where in the stream a batch was."""
+
+    epoch: int
+    workers: int
+    worker: int
+    busy: tuple[int, ...]  # workers that have any batch in this epoch
+    cursor: Cursor  # of the worker, behind the batch
+
+
+@dataclass(frozen=True)
+class CodeBatch:
     """Images of one grid."""
 
     key: list[str]
@@ -106,12 +113,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.key)
 
-    def pin_memory(self) -> Batch:
+    def at(self, place: Place) -> CodeBatch:
+        """The same batch at another place."""
+        return replace(self, place=place)
+
+    def pin_memory(self) -> CodeBatch:
         """For DataLoader(pin_memory=True)."""
         columns = {
             k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in self.columns.items()
         }
-        return Batch(self.key, self.codes.pin_memory(), columns, self.place)
+        return CodeBatch(self.key, self.codes.pin_memory(), columns, self.place)
 
 
 def column_values(rows: pa.Table, name: str) -> torch.Tensor | list[str | None]:
@@ -137,7 +148,15 @@ def torch_type(plan: Plan) -> torch.dtype:
     return torch.uint8 if plan.codewords <= 256 else torch.uint16
 
 
-def _of(block: Block, grid: int) -> np.ndarray:
+def _refuse(batch: Sequence[CodeBatch], **_: object) -> object:
+    """What DataLoader does to items that it is to join."""
+    raise NotHere(
+        "CodeStream gives whole batches: write DataLoader(stream, batch_size=None), and "
+        "CodeStream(..., batch_size=256) for their size"
+    )
+
+
+def _of(block: GroupRows, grid: int) -> np.ndarray:
     return np.flatnonzero(block.grids == grid)
 
 
@@ -162,3 +181,6 @@ def _unpack(data: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
             start, (count, length), (step, 1)
         )
         first += count
+
+
+default_collate_fn_map[CodeBatch] = _refuse
