@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import torch
 
 from pipeline.archive.manifest import Manifest
 from pipeline.codes import order, rowgroups
@@ -75,15 +77,15 @@ class Reader:
                 batches, rest = order.plan_batches(
                     window.grids, rng, self.batch_size, flush, self.drop_last
                 )
+                ordered, at = window.ordered(batches[skip:]), 0
                 for number, rows in enumerate(batches[skip:], skip + 1):
                     count += 1
-                    yield self._batch(window, rows, place(Cursor(position, number, origin, count)))
+                    found, at = ordered.slice(at, len(rows)), at + len(rows)
+                    behind = place(Cursor(position, number, origin, count))
+                    yield self._batch(found, window.codes(rows), int(window.grids[rows[0]]), behind)
                 position, carry, skip = end, window.rest(rest), 0
 
-    def _batch(self, window: ShuffleBuffer, rows: np.ndarray, place: Place) -> CodeBatch:
-        found = window.rows.take(rows)
-        codes = window.codes(rows)
-        grid = int(window.grids[rows[0]])
+    def _batch(self, found: pa.Table, codes: torch.Tensor, grid: int, place: Place) -> CodeBatch:
         h, w = grid >> 16, grid & 0xFFFF
         key = found["key"].to_pylist()
         if self.grid not in (None, (h, w)):
@@ -92,7 +94,7 @@ class Reader:
                 f"where=[('grid_h', '=', {self.grid and self.grid[0]}), ...], or leave grid out"
             )
         plan = self.manifest.plan
-        shaped = codes.view(torch_type(plan)).view(len(rows), h, w, plan.quality)
+        shaped = codes.view(torch_type(plan)).view(len(key), h, w, plan.quality)
         columns = {name: column_values(found, name) for name in self.query.columns}
         return CodeBatch(key, shaped, columns, place)
 
