@@ -2,8 +2,8 @@
 
 The manifest knows how many images of a table are ok.  Which of its row groups they are in takes the
 status column, where a table has failed images; how many pass a filter, or what grids there are,
-takes the small columns of all row groups, about 0.2 ms each on a local disk.  Both are read once
-and kept: 4 bytes a row where grids are mixed, next to nothing where they are not.
+takes the small columns of all row groups, below a millisecond each on a local disk.  Both are read
+once and kept: 4 bytes a row where grids are mixed, next to nothing where they are not.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ have copies, and each is asked for an iterator.  So the next epoch stands in a s
 temporary folder.  Whoever begins to iterate takes it and counts on; the workers of one iteration
 know each other by the seed that their DataLoader has drawn for it.  Every process that makes
 DataLoaders has a file of its own, named by its number, so that forked or spawned ranks do not count
-on each other's.
+on each other's.  A process that is killed or was forked leaves its file behind,
+some hundred bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import multiprocessing
 import multiprocessing.context
 import os
-import shutil
 import tempfile
 import uuid
 import weakref
@@ -38,11 +38,11 @@ class Epochs:
 
     def __init__(self) -> None:
         self._start: dict[str, Any] = {"next": 0, "resume": None, "begun": []}
-        self._own_folder()
+        self._new_name()
 
-    def _own_folder(self) -> None:
-        self._folder = Path(tempfile.gettempdir(), f"pqmim-epochs-{uuid.uuid4().hex}")
-        weakref.finalize(self, _remove, self._folder, os.getpid())
+    def _new_name(self) -> None:
+        self._name = str(Path(tempfile.gettempdir(), f"pqmim-epochs-{uuid.uuid4().hex}"))
+        weakref.finalize(self, _remove, self._name)
 
     def next(self) -> int:
         """The epoch that the next iteration is."""
@@ -88,8 +88,7 @@ class Epochs:
     @contextlib.contextmanager
     def _record(self) -> Iterator[dict[str, Any]]:
         """The file's contents, locked; written back if they were changed."""
-        self._folder.mkdir(exist_ok=True)
-        with open(self._folder / str(_main_process()), "a+") as file:
+        with open(f"{self._name}-{_main_process()}", "a+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)  # until the file is closed
             file.seek(0)
             before = file.read() or json.dumps(self._start)
@@ -102,16 +101,16 @@ class Epochs:
                 file.write(after)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A spawned worker has the folder; a copy goes its own way from here."""
+        """A spawned worker has the same files; a copy goes its own way from here."""
         with self._record() as record:
-            start = {"next": record["next"], "resume": record["resume"], "begun": []}
+            start = {**record, "begun": []}
         spawning = multiprocessing.context.get_spawning_popen() is not None
-        return {"_start": start, "_folder": self._folder if spawning else None}
+        return {"_start": start, "_name": self._name if spawning else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._folder is None:
-            self._own_folder()
+        if self._name is None:
+            self._new_name()
 
 
 def _main_process() -> int:
@@ -120,7 +119,6 @@ def _main_process() -> int:
     return os.getpid() if get_worker_info() is None or parent is None else parent.pid or 0
 
 
-def _remove(folder: Path, owner: int) -> None:
-    """Not in a forked process, which has the object too."""
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(name: str) -> None:
+    """This process's own file; that of its parent stays."""
+    Path(f"{name}-{os.getpid()}").unlink(missing_ok=True)

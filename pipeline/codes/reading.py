@@ -32,7 +32,7 @@ FETCHES = 8  # row groups read at once; S3 needs several to fill a line
 
 
 @dataclass(frozen=True)
-class Reader:
+class BatchReader:
     """How a worker makes batches of its share."""
 
     store: Store
@@ -116,7 +116,7 @@ class Reader:
 class _Ahead:
     """Reads the pieces of the next window while this one is handed out."""
 
-    def __init__(self, reader: Reader, pool: ThreadPoolExecutor, share: Share) -> None:
+    def __init__(self, reader: BatchReader, pool: ThreadPoolExecutor, share: Share) -> None:
         self._reader, self._pool, self._share = reader, pool, share
         self._coming = deque[Future[GroupRows]]()
         self._asked = -1  # pieces asked for so far

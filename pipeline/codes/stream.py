@@ -34,7 +34,7 @@ from pipeline.codes.epochs import Epochs
 from pipeline.codes.errors import NotHere, StateMismatch
 from pipeline.codes.order import Cursor
 from pipeline.codes.query import Filter, Query
-from pipeline.codes.reading import Reader
+from pipeline.codes.reading import BatchReader
 from pipeline.codes.shares import Dealer
 from pipeline.codes.window import CodeBatch, Place
 from pipeline.store.storage import Store
@@ -44,7 +44,7 @@ ORDER = "by rows"  # of the states; those of other orders mean other rows
 
 
 @dataclass
-class Progress:
+class Consumed:
     """How far an epoch is consumed."""
 
     epoch: int
@@ -101,8 +101,8 @@ class CodeStream(IterableDataset[CodeBatch]):
         self.query = Query.of(columns, where, checksums)
         self.store = Store(os.fspath(uri))
         self._epochs = Epochs()
-        self._progress: Progress | None = None
-        self._given: Progress | None = None  # a state that a worker was told
+        self._progress: Consumed | None = None
+        self._given: Consumed | None = None  # a state that a worker was told
         self._process = os.getpid()
         self._manifest = manifest.read(self.store)
         query.check_query(self._manifest, self.query, self.store.root)
@@ -122,11 +122,6 @@ class CodeStream(IterableDataset[CodeBatch]):
             self.buffer_bytes, self.drop_last, self.even_batches and self.world_size > 1,
             self.grid is not None,
         )  # fmt: skip
-
-    @property
-    def rows(self) -> int:
-        """Ok images of all ranks, before filters."""
-        return int(self._manifest.ok_rows.sum())
 
     @property
     def epoch(self) -> int:
@@ -187,7 +182,7 @@ class CodeStream(IterableDataset[CodeBatch]):
         """Note in the main process that a batch of a DataLoader is consumed."""
         place, found = batch.place, self._progress
         if found is None or (found.epoch, found.workers) != (place.epoch, place.workers):
-            self._progress = found = Progress(place.epoch, place.workers, place.busy)
+            self._progress = found = Consumed(place.epoch, place.workers, place.busy)
         found.busy = place.busy
         found.cursors[place.worker] = place.cursor
 
@@ -248,9 +243,9 @@ class CodeStream(IterableDataset[CodeBatch]):
         self, epoch: int, worker: int, workers: int, cursors: dict[int, Cursor]
     ) -> Iterator[CodeBatch]:
         share = self._dealer().share(epoch, worker, workers)
-        progress = Progress(epoch, workers, share.busy, dict(cursors))
+        progress = Consumed(epoch, workers, share.busy, dict(cursors))
         self._progress = progress
-        reader = Reader(
+        reader = BatchReader(
             self.store, self._manifest, self.query, self.grid, self.batch_size, self.buffer_bytes,
             self.drop_last, (self.seed, epoch, self.rank, worker, self.world_size, workers),
         )  # fmt: skip
@@ -274,6 +269,6 @@ class CodeStream(IterableDataset[CodeBatch]):
         self._counts = RowCounts(self.store, self._manifest, self.query, state["_counts"])
 
 
-def _progress(state: Mapping[str, Any]) -> Progress:
+def _progress(state: Mapping[str, Any]) -> Consumed:
     cursors = {int(worker): Cursor.from_state(c) for worker, c in state["cursors"].items()}
-    return Progress(state["epoch"], state["workers"], None, cursors)
+    return Consumed(state["epoch"], state["workers"], None, cursors)

@@ -74,7 +74,7 @@ class ShuffleBuffer:
         return torch.index_select(matrix, 0, torch.from_numpy(self._place[rows]), out=out)
 
     def ordered(self, batches: Sequence[np.ndarray]) -> pa.Table:
-        """Keys and columns of all batches, one behind the other: one gather is cheaper than many."""
+        """Keys and columns of all batches in a row: one gather is cheaper than many."""
         return self.rows.take(np.concatenate([*batches, np.empty(0, np.int64)]))
 
     def rest(self, rows: np.ndarray) -> list[GroupRows]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline.codes.by_number import CodeBatch, CodeStream, NotHere, StateMismatch, TooFewImages
 from pipeline.codes.order import Cursor
-from pipeline.codes.stream import Progress
+from pipeline.codes.stream import Consumed
 from tests.code_archives import make
 
 GRIDS = ((2, 2), (3, 2), (1, 4))
@@ -183,7 +183,7 @@ def test_states_that_workers_are_told(made):
     codes, seen, states = stream(made), list[str](), {}
     for batch in loader(codes, 2):
         alone = stream(made)
-        alone._progress = Progress(0, 2, None, {batch.place.worker: batch.place.cursor})
+        alone._progress = Consumed(0, 2, None, {batch.place.worker: batch.place.cursor})
         states[batch.place.worker] = alone.state_dict()
         seen += batch.key
         if len(seen) > 500:
