@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,16 +62,16 @@ class BatchReader:
     def _all(
         self, share: Share, start: Cursor, place: Callable[[Cursor], Place]
     ) -> Iterator[CodeBatch]:
-        arena, skip, count = Arena(), start.emitted, start.batches
+        skip, count = start.emitted, start.batches
         with ThreadPoolExecutor(FETCHES) as pool:
-            ahead = _Ahead(self, pool, share)
             position, carry = start.position, self._carried(start.carry)
+            ahead = _Ahead(self, pool, share, position, sum(rows.data.nbytes for rows in carry))
             while position < len(share.pieces) or carry:
-                end, new = ahead.window(position)
-                window = ShuffleBuffer([*carry, *new], arena)
+                waiting = sum(int(rows.lengths.sum()) for rows in carry)
+                end, arena, new = ahead.window(waiting)
+                window = ShuffleBuffer([*(arena.put(rows) for rows in carry), *new], arena)
                 origin = _origin(carry)
                 rng = np.random.default_rng([*self.seeds, position])
-                waiting = sum(int(rows.lengths.sum()) for rows in carry)
                 flush = end == len(share.pieces) or waiting > self.buffer_bytes
                 batches, rest = order.plan_batches(
                     window.grids, rng, self.batch_size, flush, self.drop_last
@@ -114,26 +113,40 @@ class BatchReader:
 
 
 class _Ahead:
-    """Reads the pieces of the next window while this one is handed out."""
+    """Reads the pieces of the next window while this one is handed out, each into its arena."""
 
-    def __init__(self, reader: BatchReader, pool: ThreadPoolExecutor, share: Share) -> None:
+    def __init__(
+        self,
+        reader: BatchReader,
+        pool: ThreadPoolExecutor,
+        share: Share,
+        position: int,
+        carried: int,
+    ) -> None:
         self._reader, self._pool, self._share = reader, pool, share
-        self._coming = deque[Future[GroupRows]]()
-        self._asked = -1  # pieces asked for so far
+        self._free = [Arena(), Arena()]
+        self._coming = self._begin(position, carried)
 
-    def window(self, position: int) -> tuple[int, list[GroupRows]]:
-        """Where the window ends that begins here, and its rows."""
-        end = self._ask(position)
-        found = [self._coming.popleft().result() for _ in range(end - position)]
-        self._ask(end)
-        return end, found
+    def window(self, carried: int) -> tuple[int, Arena, list[GroupRows]]:
+        """Where the next window ends, and its rows; the one before is given up.
 
-    def _ask(self, position: int) -> int:
+        ``carried``: bytes that are put into its arena besides.
+        """
+        end, arena, coming = self._coming
+        found = [one.result() for one in coming]
+        self._free.append(arena)
+        self._coming = self._begin(end, arena.used + carried)
+        return end, arena, found
+
+    def _begin(self, position: int, carried: int) -> tuple[int, Arena, list[Future[GroupRows]]]:
+        """``carried``: bytes that may be left over from the window before, at most."""
         end = order.window_end(self._share.sizes, position, self._reader.buffer_bytes)
-        for piece in self._share.pieces[max(position, self._asked) : end].tolist():
-            self._coming.append(self._pool.submit(self._reader.read, *piece))
-        self._asked = max(end, self._asked)
-        return end
+        pieces, arena = self._share.pieces[position:end], self._free.pop(0)
+        arena.clear(carried + int(self._reader.manifest.group_bytes[pieces[:, 0]].sum()))
+        return end, arena, [self._pool.submit(self._read, arena, *p) for p in pieces.tolist()]
+
+    def _read(self, arena: Arena, group: int, first: int, end: int) -> GroupRows:
+        return arena.put(self._reader.read(group, first, end))
 
 
 def _origin(rows: list[GroupRows]) -> bytes:

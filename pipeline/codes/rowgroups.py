@@ -52,12 +52,20 @@ class GroupRows:
     def take(self, rows: np.ndarray) -> GroupRows:
         """Some rows, with a copy of their codes."""
         lengths = self.lengths[rows]
-        ends = np.cumsum(lengths)
-        pieces = [self.data[at : at + n] for at, n in zip(self.offsets[rows], lengths, strict=True)]
-        data = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        starts = np.cumsum(lengths) - lengths
+        data = np.empty(int(lengths.sum()), np.uint8)
+        for length in np.unique(lengths):  # one for each size of grid
+            some = np.flatnonzero(lengths == length)
+            found = windows(self.data, int(length))[self.offsets[rows[some]]]
+            windows(data, int(length))[starts[some]] = found
         return GroupRows(
-            data, ends - lengths, lengths, self.grids[rows], self.rows.take(rows), self.origin[rows]
+            data, starts, lengths, self.grids[rows], self.rows.take(rows), self.origin[rows]
         )
+
+
+def windows(data: np.ndarray, length: int) -> np.ndarray:
+    """[bytes, length] view of the bytes that follow each byte."""
+    return np.lib.stride_tricks.as_strided(data, (len(data) - length + 1, length), (1, 1))
 
 
 def read(store: Store, manifest: Manifest, group: int, query: Query) -> GroupRows:
