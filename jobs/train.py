@@ -26,7 +26,7 @@ from pipeline import keep
 from pipeline.plan import Plan, Resources
 
 if TYPE_CHECKING:
-    from pipeline.codes.rowgroups import Filter
+    from pipeline.codes.query import Filter
     from pipeline.learn.learner import Task
 
 STARTS = ("shipped", "scratch")  # of the entropy model
