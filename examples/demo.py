@@ -18,7 +18,7 @@ from PIL import Image
 
 from examples.page import Card, ErrorRow, write_page
 from jobs import common, decode, encode, finish, verify
-from pipeline.archive import commit, losses, table
+from pipeline.archive import commit, layout, losses, table
 from pipeline.out.names import file_name
 from pipeline.plan import Plan, Status
 from pipeline.store.storage import Store
@@ -57,13 +57,13 @@ def main(encode_flags: Sequence[str] = (), verify_flags: Sequence[str] = ()) -> 
 
 def build(store: Store, out: Path) -> Path:
     """The page of an archive whose sources are examples/shards."""
-    plan = commit.read_plan(store)
+    plan = layout.read_plan(store)
     cards: list[Card] = []
     errors: list[ErrorRow] = []
     for spec in table.read_listing(store.get("inputs.parquet")):
         with open(spec.url, "rb") as stream:
             sources = {s.key: s.members for s in ShardReader(stream, spec.size)}
-        for row in table.read_rows(store.get(commit.table_name(spec.shard_id))):
+        for row in table.read_rows(store.get(layout.table_name(spec.shard_id))):
             if row.status is Status.OK:
                 decoded = out / "decoded" / spec.shard_id / f"{file_name(row.key)}.png"
                 cards.append(card(row, sources[row.key], plan, decoded))
@@ -72,7 +72,7 @@ def build(store: Store, out: Path) -> Path:
     runs = [name for name in store.names("runs/") if name.endswith("summary.json")]
     files = [(name, info.size) for name in sorted(store.names("")) if (info := store.info(name))]
     lost = dict[str, int]()
-    for entry in commit.entries(store, commit.ids(store, "ledger/")):
+    for entry in commit.entries(store, layout.ids(store, "ledger/")):
         losses.add(lost, entry.dropped)
     summary, words = json.loads(store.get(max(runs))), losses.in_words(lost, plan)
     return write_page(out, summary, cards, errors, files, words)

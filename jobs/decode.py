@@ -26,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from jobs.common.pools import local_device
-    from pipeline.archive import commit
+    from pipeline.archive import layout
     from pipeline.out import names, pictures
     from pipeline.store.storage import Store
     from pipeline.work import decoder
 
     archive, output = Store(args.archive), Store(args.output)
-    plan = commit.read_plan(archive)
+    plan = layout.read_plan(archive)
     try:
         shards = names.choose_shards(archive, args.shard)
     except names.NoSuchShard as error:

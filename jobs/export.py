@@ -28,13 +28,13 @@ SHOWN = 50  # problems in the final text
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, find the tables, write a tar of each, report, exit code."""
     args = parse(argv)
-    from pipeline.archive import commit
+    from pipeline.archive import layout
     from pipeline.archive.table import BadTable
     from pipeline.out import codes, names
     from pipeline.store.storage import NotFound, Store
 
     archive, output = Store(args.archive), Store(args.output)
-    plan = commit.read_plan(archive)
+    plan = layout.read_plan(archive)
     if not plan.stores_codes:
         raise common.UsageError(str(codes.no_codes(archive)))
     try:

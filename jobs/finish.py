@@ -31,12 +31,12 @@ MAX_MB = 1024  # of a packed table
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, see what is missing, write the manifest, exit code."""
     args = parse(argv)
-    from pipeline.archive import commit, compaction, manifest, table
+    from pipeline.archive import commit, compaction, layout, manifest, table
     from pipeline.archive.resume import ledger
     from pipeline.store.storage import Store
 
     store = Store(args.archive)
-    plan = commit.read_plan(store)
+    plan = layout.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
     done, given_up = commit.committed_ids(store), commit.quarantined(store)
     missing = [s for s in specs if s.shard_id not in done and s.shard_id not in given_up]

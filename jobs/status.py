@@ -28,12 +28,12 @@ SHOWN = 50  # shards named of each kind
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, read the ledger, report, exit code."""
     args = parse(argv)
-    from pipeline.archive import commit, table
+    from pipeline.archive import commit, layout, table
     from pipeline.archive.resume import ledger
     from pipeline.store.storage import Store
 
     store = Store(args.archive)
-    plan = commit.read_plan(store)
+    plan = layout.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
     totals, damaged = Totals(), list[str]()
     for result in ledger(store, specs, commit.committed_ids(store)):

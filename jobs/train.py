@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> Path:
     """Train on the codes of an archive, in this process or in several."""
-    from pipeline.archive import commit
+    from pipeline.archive import layout
     from pipeline.learn import learner
     from pipeline.store.storage import Store, absolute
 
@@ -64,7 +64,7 @@ def train(args: argparse.Namespace) -> Path:
     learner.read_model(store, args.start_from)
     task = learner.Task(
         absolute(args.archive), str(Path(args.output).resolve()), args.start_from, args.minutes,
-        filters(args.where, commit.read_plan(store)), args.device, args.threads,
+        filters(args.where, layout.read_plan(store)), args.device, args.threads,
     )  # fmt: skip
     if args.workers > 1:
         return _train_by_workers(task, args.workers)

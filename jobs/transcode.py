@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, read the old plan, freeze the new one, work off what is committed there."""
     args = parse(argv)
     from jobs.common import work
-    from pipeline.archive import commit, table
+    from pipeline.archive import commit, layout, table
     from pipeline.plan import listing_digest
     from pipeline.store.storage import Store
     from pipeline.work import decoder
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     resources = flags.resources_of(args)
     source, store = Store(args.archive), Store(args.output)
-    old = commit.read_plan(source)
+    old = layout.read_plan(source)
     specs = table.read_listing(source.get("inputs.parquet"))
     if listing_digest(specs) != old.inputs_digest:
         raise table.BadTable(f"{source.url('inputs.parquet')}: not the listing of its plan.json")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
     plan = replace(old, store=args.store)
     store.probe()
-    plan = work.begin(store, plan, specs, source.get(commit.model_name(old.model)))
+    plan = work.begin(store, plan, specs, source.get(layout.model_name(old.model)))
     there = commit.committed_ids(source)
     todo = [spec for spec in specs if spec.shard_id in there]
     # Bad images were judged when they were encoded: any share of them will do.

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from jobs.common.pools import local_device
-    from pipeline.archive import commit, table
+    from pipeline.archive import layout, table
     from pipeline.proof import sampled, tables
     from pipeline.proof.verdict import Report
     from pipeline.store.storage import Store
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resources = flags.resources_of(args)
     torch.set_num_threads(resources.threads)  # more than there are free cores wait for each other
     store, name = Store(args.archive), args.resume or common.run_id()
-    plan = commit.read_plan(store)
+    plan = layout.read_plan(store)
     specs = table.read_listing(store.get("inputs.parquet"))
     by_replicas = args.full or args.decode_fraction is not None
     device = "cpu" if by_replicas else local_device(args.device)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.archive import commit, table
-from pipeline.plan import Plan, ShardSpec, listing_digest, shard_id
+from pipeline.archive import commit, layout, table
+from pipeline.plan import Plan, ShardResult, ShardSpec, listing_digest, shard_id
 from pipeline.store import storage
 from pipeline.store.storage import Store
 from pipeline.work.encoder import encode_shard
@@ -34,11 +34,11 @@ class Archive:
 
     def table(self, number: int = 0) -> Path:
         """The file of a code table."""
-        return self.root / commit.table_name(self.specs[number].shard_id)
+        return self.root / layout.table_name(self.specs[number].shard_id)
 
     def ledger(self, number: int = 0) -> Path:
         """The file of a ledger entry."""
-        return self.root / commit.ledger_name(self.specs[number].shard_id)
+        return self.root / layout.ledger_name(self.specs[number].shard_id)
 
 
 def begin(
@@ -59,7 +59,7 @@ def begin(
     store = Store(str(root))
     commit.begin(store, plan)
     store.put_if_absent("inputs.parquet", table.write_listing(specs))
-    store.put_if_absent(commit.model_name(plan.model), weights)
+    store.put_if_absent(layout.model_name(plan.model), weights)
     return Archive(store, plan, specs, Replica(codec))
 
 
@@ -86,3 +86,8 @@ def shard(path: Path, seed: int = 0) -> Path:
     ]  # fmt: skip
     path.write_bytes(make_tar(entries))
     return path
+
+
+def committed(store: Store) -> dict[str, ShardResult]:
+    """Every ledger entry, by shard."""
+    return {e.shard_id: e for e in commit.entries(store, layout.ids(store, "ledger/"))}

@@ -27,7 +27,7 @@ import torch
 
 import pipeline
 from pipeline import plan
-from pipeline.archive import commit, manifest, table
+from pipeline.archive import commit, layout, manifest, table
 from pipeline.store import inputs
 from pipeline.store.storage import Store
 from pipeline.work import encoder
@@ -56,7 +56,7 @@ def job(root: str, tars: list[str], conditional: bool = True) -> None:
     store = Store(root, conditional)
     commit.begin(store, frozen)
     store.put_if_absent("inputs.parquet", table.write_listing(specs))
-    store.put_if_absent(commit.model_name(frozen.model), WEIGHTS)
+    store.put_if_absent(layout.model_name(frozen.model), WEIGHTS)
     done = commit.committed_ids(store)
     replica = Replica(codec, decode_threads=1)
     for spec in specs:

@@ -13,7 +13,7 @@ from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec
 from pqmim.prior import integers
 from pqmim.prior.config import PriorConfig
-from tests.pqmim.exact_tools import tiny_checkpoint
+from tests.pqmim.prior.exact_tools import tiny_checkpoint
 
 TINY = AutoencoderConfig(
     widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1),

@@ -1,7 +1,7 @@
 """A pool whose one replica is this process: the driver and the work are real, processes are not.
 
 For tests of what a job does around its replicas.  A replica's process costs 3 s to start, most of
-it torch; tests/pipeline/test_local_pool.py and one test of each job have real ones.
+it torch; tests/pipeline/driver/test_local_pool.py and one test of each job have real ones.
 """
 
 from __future__ import annotations

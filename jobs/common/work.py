@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jobs import common
 from jobs.common.pools import open_pool
-from pipeline.archive import commit, resume, table
+from pipeline.archive import commit, layout, resume, table
 from pipeline.driver import policy, report, run
 from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.driver.pace import Limits
@@ -105,7 +105,7 @@ def begin(store: Store, plan: Plan, specs: Sequence[ShardSpec], weights: bytes) 
             "hold is not recorded", store.root,
         )  # fmt: skip
     store.put_if_absent("inputs.parquet", table.write_listing(list(specs)))
-    store.put_if_absent(commit.model_name(plan.model), weights)
+    store.put_if_absent(layout.model_name(plan.model), weights)
     return begun
 
 

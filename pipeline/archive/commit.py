@@ -31,20 +31,26 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipeline.archive.layout import (
+    PLAN,
+    damaged_name,
+    failed_name,
+    ids,
+    ledger_name,
+    read_plan,
+    table_name,
+)  # fmt: skip
 from pipeline.archive.table import BadTable, read_footer
 from pipeline.plan import Facts, Plan, PlanMismatch, ShardResult, ShardSpec
 from pipeline.store.errors import take_retries
 from pipeline.store.storage import NotFound, ObjectInfo, Store
 
-PLAN = "plan.json"
 THREADS = 32  # ledger entries read at once; each is one small GET
 BATCH = 1024  # ledger entries in memory at once
-
-ReadFooter = Callable[[bytes], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -56,31 +62,6 @@ class Quarantined:
     source_etag: str
     reason: str
     attempts: int
-
-
-def model_name(fingerprint: str) -> str:
-    """The archive's decoder."""
-    return f"model/{fingerprint}.safetensors"
-
-
-def table_name(shard_id: str) -> str:
-    """The object with the shard's rows."""
-    return f"codes/{shard_id}.parquet"
-
-
-def ledger_name(shard_id: str) -> str:
-    """The object that says that the shard is committed."""
-    return f"ledger/{shard_id}.json"
-
-
-def failed_name(shard_id: str) -> str:
-    """The object that says that the shard was given up."""
-    return f"failed/{shard_id}.json"
-
-
-def damaged_name(shard_id: str) -> str:
-    """The object that says that some attempt found the shard's source damaged."""
-    return f"damaged/{shard_id}.json"
 
 
 def begin(store: Store, plan: Plan) -> Plan:
@@ -107,24 +88,7 @@ def begin(store: Store, plan: Plan) -> Plan:
     return plan
 
 
-def read_plan(store: Store) -> Plan:
-    """The plan of an archive.
-
-    Raises:
-        NotFound: no archive was begun there.
-        PlanMismatch: not a plan, or one of a newer version.
-    """
-    try:
-        return Plan.from_json(store.get(PLAN))
-    except (ValueError, TypeError) as exc:
-        raise PlanMismatch(
-            f"{store.url(PLAN)} is not a plan of this software ({exc}): choose another output"
-        ) from exc
-
-
-def find_committed(
-    store: Store, plan: Plan, spec: ShardSpec, read_footer: ReadFooter = read_footer
-) -> ShardResult | None:
+def find_committed(store: Store, plan: Plan, spec: ShardSpec) -> ShardResult | None:
     """What is committed of a shard, before any work is spent on it; None if nothing is.
 
     A table without ledger entry (a crash between the two) is adopted: afterwards both are there.
@@ -136,7 +100,7 @@ def find_committed(
         return None  # nor can there be a ledger entry, which comes second
     found = _ledger_entry(store, spec.shard_id)
     if found is None:
-        return _record(store, _adopt(store, plan, spec, read_footer))
+        return _record(store, _adopt(store, plan, spec))
     there = ShardSpec(found.shard_id, found.url, found.source_size, found.source_etag)
     if there != spec:
         raise PlanMismatch(
@@ -151,7 +115,6 @@ def commit(
     plan: Plan,
     result: ShardResult,
     table: bytes,
-    read_footer: ReadFooter = read_footer,
 ) -> ShardResult:
     """Mark a damaged shard, write the table, then the ledger entry; give the entry that stands.
 
@@ -170,13 +133,8 @@ def commit(
         result = _describe(result, table, info)
     else:
         spec = ShardSpec(result.shard_id, result.url, result.source_size, result.source_etag)
-        result = _adopt(store, plan, spec, read_footer)
+        result = _adopt(store, plan, spec)
     return _record(store, result)
-
-
-def committed(store: Store) -> dict[str, ShardResult]:
-    """All ledger entries, by shard: 1 KB of memory each."""
-    return {entry.shard_id: entry for entry in entries(store, ids(store, "ledger/"))}
 
 
 def entries(store: Store, shard_ids: Iterable[str]) -> Iterator[ShardResult]:
@@ -221,12 +179,6 @@ def quarantined(store: Store) -> dict[str, Quarantined]:
     return {one.shard_id: one for one in found}
 
 
-def ids(store: Store, prefix: str, suffix: str = ".json") -> Iterator[str]:
-    """Shards by the names below ``ledger/``, ``failed/``, ``damaged/`` or ``codes/``."""
-    names = (name.removeprefix(prefix) for name in store.names(prefix))
-    return (name.removesuffix(suffix) for name in names if name.endswith(suffix))
-
-
 def _ledger_entry(store: Store, shard_id: str) -> ShardResult | None:
     try:
         return ShardResult.from_json(store.get(ledger_name(shard_id)))
@@ -249,7 +201,7 @@ def _describe(result: ShardResult, table: bytes, info: ObjectInfo) -> ShardResul
     )
 
 
-def _adopt(store: Store, plan: Plan, spec: ShardSpec, read_footer: ReadFooter) -> ShardResult:
+def _adopt(store: Store, plan: Plan, spec: ShardSpec) -> ShardResult:
     """The result that the table in the store stands for, if it is what we would have written."""
     name = table_name(spec.shard_id)
     table, info = store.get(name), store.info(name)

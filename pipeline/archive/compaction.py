@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.archive import manifest, table
-from pipeline.archive.commit import table_name
+from pipeline.archive.layout import table_name
 from pipeline.archive.manifest import Entry
 from pipeline.archive.table import BadTable
 from pipeline.plan import Plan, ShardResult

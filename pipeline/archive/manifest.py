@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.archive import table
-from pipeline.archive.commit import read_plan, table_name
+from pipeline.archive.layout import read_plan, table_name
 from pipeline.archive.table import BadTable
 from pipeline.plan import Plan, ShardResult, Status
 from pipeline.store.storage import NotFound, Store

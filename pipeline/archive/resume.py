@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.archive import commit
+from pipeline.archive import commit, layout
 from pipeline.archive.table import BadTable
 from pipeline.plan import ShardResult, ShardSpec
 from pipeline.store.storage import Store
@@ -36,8 +36,8 @@ def find_left(store: Store, specs: Sequence[ShardSpec], retry_failed: bool) -> L
     """
     committed = commit.committed_ids(store)
     _check_tables(store, committed)
-    failed = set(commit.ids(store, "failed/"))
-    damaged = _damaged(store, sorted(committed.intersection(commit.ids(store, "damaged/"))))
+    failed = set(layout.ids(store, "failed/"))
+    damaged = _damaged(store, sorted(committed.intersection(layout.ids(store, "damaged/"))))
     given_up = set() if retry_failed else failed - committed
     ended = committed | given_up
     todo = [spec for spec in specs if spec.shard_id not in ended]
@@ -47,9 +47,9 @@ def find_left(store: Store, specs: Sequence[ShardSpec], retry_failed: bool) -> L
 
 def _check_tables(store: Store, committed: set[str]) -> None:
     """A table is written before its ledger entry, so that the later listing must show it."""
-    gone = sorted(committed.difference(commit.ids(store, "codes/", ".parquet")))
+    gone = sorted(committed.difference(layout.ids(store, "codes/", ".parquet")))
     if gone:
-        table, entry = commit.table_name(gone[0]), commit.ledger_name(gone[0])
+        table, entry = layout.table_name(gone[0]), layout.ledger_name(gone[0])
         raise BadTable(
             f"{store.url(entry)} says that this shard is committed, but {store.url(table)} is gone"
             f" ({len(gone)} such shards): restore the tables, or remove these ledger entries too, "
@@ -60,7 +60,7 @@ def _check_tables(store: Store, committed: set[str]) -> None:
 def _damaged(store: Store, candidates: Sequence[str]) -> list[str]:
     """Of committed shards that some attempt found damaged: those that are committed so."""
     with ThreadPoolExecutor(commit.THREADS) as pool:
-        entries = pool.map(store.get, map(commit.ledger_name, candidates))
+        entries = pool.map(store.get, map(layout.ledger_name, candidates))
         results = [ShardResult.from_json(entry) for entry in entries]
     return [result.url for result in results if result.outcome != "done"]
 

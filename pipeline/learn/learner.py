@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.archive.manifest import DatasetError
 from pipeline.codes.query import Filter
 from pipeline.codes.stream import CodeStream
@@ -132,8 +132,8 @@ def read_model(store: Store, start: str) -> tuple[Weights, PriorConfig]:
         pqmim.checkpoint.CheckpointError: damaged weights.
         pqmim.autoencoder.config.ConfigError: no entropy model can be of such codes.
     """
-    plan = commit.read_plan(store)
-    name = commit.model_name(plan.model)
+    plan = layout.read_plan(store)
+    name = layout.model_name(plan.model)
     weights = checkpoint.parse(store.get(name), store.url(name))
     config = weights.model.config
     if plan.quality != config.subcodes:

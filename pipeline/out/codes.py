@@ -10,7 +10,7 @@ import numpy as np
 import webdataset
 
 from pipeline import keep
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import Row
 from pipeline.codes.errors import NoCodes
 from pipeline.out.names import member_key
@@ -52,7 +52,7 @@ def export_shard(archive: Store, output: Store, plan: Plan, shard_id: str) -> in
         BadTable: it is damaged, or is of another plan.
     """
     name, sink, count = f"{shard_id}.tar", io.BytesIO(), 0
-    data = archive.get(commit.table_name(shard_id))
+    data = archive.get(layout.table_name(shard_id))
     decoder.check_table(table.read_footer(data), plan)
     if output.info(name) is not None:
         return sum(row.status is Status.OK for row in table.read_rows(data, ["status"]))

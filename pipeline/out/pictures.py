@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from pipeline import keep
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.out.names import file_name, member_key
 from pipeline.plan import Plan, PlanMismatch, Status
@@ -77,7 +77,7 @@ def begin(output: Store, plan: Plan) -> None:
 
 def decode_shard(task: Task, shard_id: str, totals: Totals) -> None:
     """Write the pictures of one table; what is wrong with it is noted, not raised."""
-    name = commit.table_name(shard_id)
+    name = layout.table_name(shard_id)
     try:
         data = task.archive.get(name)
         count_rows(data, shard_id, task.keys, totals)

@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.archive.table import BadTable
 from pipeline.plan import Facts, Plan, PlanMismatch, ShardResult, ShardSpec, Status
 from pipeline.proof.pictures import PIXELS_OF, compare_shard, decode_share
@@ -51,7 +51,7 @@ class Prover:
         replica.clocks[spec.shard_id] = clock
         if replica.codec.fingerprint != plan.model:
             raise PlanMismatch(
-                f"{store.url(commit.model_name(plan.model))}: was replaced by model "
+                f"{store.url(layout.model_name(plan.model))}: was replaced by model "
                 f"{replica.codec.fingerprint[:16]}: put the right weights there"
             )
         found, data = check_shard(store, plan, spec, self.sources)
@@ -98,7 +98,7 @@ def record_name(run: str, shard_id: str) -> str:
 
 def table_version(store: Store, spec: ShardSpec) -> list[object]:
     """Size and ETag of a shard's table as it is now."""
-    info = store.info(commit.table_name(spec.shard_id))
+    info = store.info(layout.table_name(spec.shard_id))
     return [] if info is None else [info.size, info.etag]
 
 

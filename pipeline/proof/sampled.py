@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardSpec, Status
 from pipeline.proof.tables import Sayer
@@ -50,7 +50,7 @@ def compare_sample(
     for shard, places in chosen.items():
         found = Verdict()
         try:
-            data = store.get(commit.table_name(specs[shard].shard_id))
+            data = store.get(layout.table_name(specs[shard].shard_id))
             keys = _keys(data, set(places))
             if plan.store == "both" or not sources:  # else decoded for the comparison
                 found.proved["bitstreams"] = _decode_streams(data, plan, keys, replica)

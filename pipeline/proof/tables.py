@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.archive import commit, losses, table
+from pipeline.archive import commit, layout, losses, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
 from pipeline.proof.verdict import Verdict
@@ -104,24 +104,24 @@ class Sayer:
 
 def _ledger_entry(store: Store, spec: ShardSpec, say: Sayer) -> ShardResult | None:
     try:
-        return ShardResult.from_json(store.get(commit.ledger_name(spec.shard_id)))
+        return ShardResult.from_json(store.get(layout.ledger_name(spec.shard_id)))
     except NotFound:
         say(_uncommitted(store, spec.shard_id))
     except (ValueError, TypeError, KeyError) as error:
-        say(f"damaged ledger entry {commit.ledger_name(spec.shard_id)}: {error}")
+        say(f"damaged ledger entry {layout.ledger_name(spec.shard_id)}: {error}")
     return None
 
 
 def _uncommitted(store: Store, shard_id: str) -> str:
     """Why a shard has no ledger entry."""
     try:
-        record = commit.Quarantined(**json.loads(store.get(commit.failed_name(shard_id))))
+        record = commit.Quarantined(**json.loads(store.get(layout.failed_name(shard_id))))
         return f"quarantined after {record.attempts} attempts: {record.reason}"
     except NotFound:
         pass
     except (ValueError, TypeError) as error:
-        return f"quarantined; damaged record {commit.failed_name(shard_id)}: {error}"
-    if store.info(commit.table_name(shard_id)) is not None:
+        return f"quarantined; damaged record {layout.failed_name(shard_id)}: {error}"
+    if store.info(layout.table_name(shard_id)) is not None:
         return "a table without ledger entry: run the same jobs.encode command again"
     return "not encoded yet: run the same jobs.encode command again"
 
@@ -140,7 +140,7 @@ def _check_table(
     """The table's bytes against the ledger, its footer against plan and listing, then its rows."""
     proved, before = say.verdict.proved, len(say.verdict.problems)
     try:
-        data = store.get(commit.table_name(spec.shard_id))
+        data = store.get(layout.table_name(spec.shard_id))
     except NotFound:
         say("the ledger has it, but the table is gone")
         return None
@@ -239,7 +239,7 @@ def _times(again: bool) -> str:
 
 def _foreign(store: Store, shard_ids: set[str]) -> Iterator[str]:
     """Objects among the tables and ledger entries that belong to no shard of the listing."""
-    for prefix, name_of in (("codes/", commit.table_name), ("ledger/", commit.ledger_name)):
+    for prefix, name_of in (("codes/", layout.table_name), ("ledger/", layout.ledger_name)):
         own = {name_of(shard_id) for shard_id in shard_ids}
         for name in store.names(prefix):
             if name not in own:

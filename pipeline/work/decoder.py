@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, Status
 from pipeline.store.storage import Store
@@ -229,7 +229,7 @@ def load_replica(store: Store, plan: Plan, device: str) -> Replica:
         CheckpointError: the model object is damaged, or is another model.
         pipeline.store.storage.NotFound: it is gone.
     """
-    name = commit.model_name(plan.model)
+    name = layout.model_name(plan.model)
     codec = Codec.from_bytes(store.get(name), device, name=store.url(name))
     if codec.fingerprint != plan.model:
         raise CheckpointError(

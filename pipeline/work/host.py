@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.plan import (
     Alone,
     Counts,
@@ -50,7 +50,7 @@ class Host:
     def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
         torch.set_num_threads(resources.threads)
         self.store, self.plan, self.work = store, plan, work
-        name = commit.model_name(plan.model)
+        name = layout.model_name(plan.model)
         codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
         self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
 

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.archive import commit, table
+from pipeline.archive import commit, layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store.storage import Store
@@ -56,7 +56,7 @@ class Transcoder:
 
     def _read(self, spec: ShardSpec) -> tuple[ShardResult, list[Row]]:
         """The source's ledger entry, and the rows of the very table that it is of."""
-        name = commit.table_name(spec.shard_id)
+        name = layout.table_name(spec.shard_id)
         entry = commit.find_committed(self.source, self.source_plan, spec)
         if entry is None:
             raise BadTable(f"{self.source.url(name)}: no longer committed there")

@@ -13,7 +13,7 @@ that decide pixels, and the scans) and decoded strictly again: what is then said
     everything else that is said of a scan             an error: the rest is guessed
 
 The note is not an error because whole files of some cameras end so.  A damaged byte that still
-decodes to exactly as many bits is beyond any JPEG decoder; tests/pqmim/test_pictures_jpeg.py
+decodes to exactly as many bits is beyond any JPEG decoder; tests/pqmim/pictures/test_jpeg.py
 counts how often.  Cost of the walk over segments: 6 us.
 """
 

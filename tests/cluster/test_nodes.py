@@ -27,7 +27,7 @@ import pytest
 
 from jobs import common
 from jobs.common import work as works
-from pipeline.archive import commit, table
+from pipeline.archive import commit, layout, table
 from pipeline.driver.pace import Limits
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec
 from pipeline.store.storage import Store
@@ -73,7 +73,7 @@ def job(output: str, replicas: int) -> int:
     store.probe()
     specs = table.read_listing(store.get("inputs.parquet"))
     resources = Resources(replicas=replicas, queue_bytes=16 << 20)
-    return works.work_off(store, commit.read_plan(store), specs, resources, work, True, 1.0, LIMITS)
+    return works.work_off(store, layout.read_plan(store), specs, resources, work, True, 1.0, LIMITS)
 
 
 # The cluster -------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def check(archive: archives.Archive, undisturbed: archives.Archive, missing: int
     assert len(commit.committed_ids(archive.store)) == len(archive.specs) - missing
     for spec in archive.specs:
         if "poison" not in spec.url:
-            name = commit.table_name(spec.shard_id)
+            name = layout.table_name(spec.shard_id)
             theirs = rows(undisturbed.store, name)
             assert rows(archive.store, name) == theirs and len(theirs) == 3
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from jobs import common, verify
-from pipeline.archive import commit
+from pipeline.archive import commit, layout
 from pipeline.store.storage import Store
 from tests.conftest import free_ports
 from tests.corpus import jpeg, make_tar
@@ -145,7 +145,7 @@ def ledger(archive: Path) -> set[str]:
 
 def table_of(archive: Path, shard_id: str) -> tuple[int, bytes]:
     """When a table was written, and its bytes."""
-    path = archive / commit.table_name(shard_id)
+    path = archive / layout.table_name(shard_id)
     return path.stat().st_mtime_ns, path.read_bytes()
 
 

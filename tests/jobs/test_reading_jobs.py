@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs import common, decode, finish, plan, status, verify
-from pipeline.archive import commit
+from pipeline.archive import commit, layout
 from pipeline.archive.table import BadTable
 from pipeline.out import names
 from pipeline.plan import PlanMismatch
 from pipeline.store.storage import NotFound, Store
 from pipeline.work import decoder
-from tests.archives import Archive, begin, encoded, shard
+from tests.archives import Archive, begin, committed, encoded, shard
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes
 
@@ -93,7 +93,7 @@ def test_verify_of_the_example_photographs(tmp_path: Path) -> None:
 def test_verify_names_a_model_that_is_not_the_archives(
     archive: Archive, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = archive.root / commit.model_name(archive.plan.model)
+    path = archive.root / layout.model_name(archive.plan.model)
     data = path.read_bytes()
     path.unlink()
     if harm == "flipped":
@@ -339,7 +339,7 @@ def test_hostile_keys_stay_in_their_folder_and_apart(tmp_path: Path) -> None:
     entries = [(f"{key}.jpg", jpeg(16, 16, i)) for i, key in enumerate([*HOSTILE, "x" * 300])]
     (tmp_path / "0.tar").write_bytes(make_tar(entries))
     archive = encoded(tmp_path / "archive", [tmp_path / "0.tar"])
-    ok = commit.committed(archive.store)[tables(archive)[0]].rows["ok"]
+    ok = committed(archive.store)[tables(archive)[0]].rows["ok"]
     assert ok > len(HOSTILE) - 3
     out = tmp_path / "far/down/out"
     assert run(decode.main, archive, "--output", out) == common.OK

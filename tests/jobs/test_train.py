@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from jobs import common, train
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.archive.manifest import DatasetError
 from pipeline.codes.stream import CodeStream
 from pipeline.learn import learner
@@ -46,7 +46,7 @@ def archive(root: Path, weights: bytes, **changes: object) -> Path:
         str(root), [IMAGES // 2] * 2, [(9, 7)], smooth,
         **{"model": codec.fingerprint, "quality": 4, "codewords": 16, **changes},
     )  # fmt: skip
-    made.store.put_if_absent(commit.model_name(codec.fingerprint), weights)
+    made.store.put_if_absent(layout.model_name(codec.fingerprint), weights)
     return root
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobs import common, verify
 from jobs.common import work as jobs_work
-from pipeline.archive import commit
+from pipeline.archive import commit, layout
 from pipeline.driver.report import Progress
 from pipeline.plan import Plan, Resources, ShardSpec
 from pipeline.proof.prover import Prover
@@ -149,7 +149,7 @@ def test_without_sources_the_exit_code_is_that_of_the_archive(
 def test_a_wrong_model_stops_the_gate_and_tables_are_still_checked(
     archive: Archive, replicas: Replicas, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = archive.root / commit.model_name(archive.plan.model)
+    path = archive.root / layout.model_name(archive.plan.model)
     path.write_bytes(path.read_bytes()[:-1])
     archive.ledger(1).unlink()
     assert run(archive, *GATE) == common.INCOMPLETE and replicas.done == []

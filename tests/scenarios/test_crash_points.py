@@ -18,9 +18,9 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.store.storage import Store
-from tests.archives import shard
+from tests.archives import committed, shard
 from tests.crashing import Crashing, job
 from tests.faulty import faulty_s3
 
@@ -55,7 +55,7 @@ class Target:
         self.root, self.tries = root, 0
         job(self.next(), self.tars)
         self.expected = contents(Store(self.last))
-        self.rows = [sum(e.rows.values()) for e in commit.committed(Store(self.last)).values()]
+        self.rows = [sum(e.rows.values()) for e in committed(Store(self.last)).values()]
 
     def next(self) -> str:
         """Where nothing is yet."""
@@ -67,11 +67,11 @@ class Target:
         """After a disturbed run and an undisturbed one: all is as if nothing had happened."""
         store = Store(self.last)
         assert contents(store) == self.expected
-        entries = commit.committed(store)
+        entries = committed(store)
         assert len(entries) == len(self.tars)
         assert [sum(entry.rows.values()) for entry in entries.values()] == self.rows
         for shard_id, entry in entries.items():
-            name = commit.table_name(shard_id)
+            name = layout.table_name(shard_id)
             info, data = store.info(name), store.get(name)
             assert info is not None and (entry.table_etag, entry.table_bytes) == (
                 info.etag,

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from jobs import common, encode
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.store import errors, s3
 from pipeline.store.storage import AccessDenied, Store, TransientStorage, retries
 from tests import archives
+from tests.archives import committed
 from tests.crashing import WEIGHTS, job
 from tests.faulty import TRANSIENT, FaultyS3, faulty_s3
 
@@ -68,10 +69,10 @@ def check(root: str, quiet: dict[str, bytes]) -> int:
     """The archive is that of a quiet run; how often its ledger says that requests were repeated."""
     assert tables(root) == quiet
     store = Store(root)
-    entries = commit.committed(store)
-    assert {commit.table_name(shard_id) for shard_id in entries} == set(store.names("codes/"))
+    entries = committed(store)
+    assert {layout.table_name(shard_id) for shard_id in entries} == set(store.names("codes/"))
     for entry in entries.values():
-        info = store.info(commit.table_name(entry.shard_id))
+        info = store.info(layout.table_name(entry.shard_id))
         assert info is not None and info.etag == entry.table_etag and info.size == entry.table_bytes
     return sum(entry.retries for entry in entries.values())
 

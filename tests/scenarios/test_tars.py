@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import Row
 from pipeline.plan import Plan, ShardResult, ShardSpec
 from pipeline.store import storage
@@ -54,10 +54,10 @@ def encode(tmp_path: Path):
         spec = ShardSpec(f"shard{count}", info.url, info.size, info.etag)
         store = Store(str(tmp_path / "out"))
         result = encode_shard(spec, PLAN, store, REPLICA)
-        ledger = json.loads(store.get(commit.ledger_name(spec.shard_id)))
+        ledger = json.loads(store.get(layout.ledger_name(spec.shard_id)))
         assert (ledger["outcome"], tuple(ledger["damage"])) == (result.outcome, result.damage)
         assert (result.outcome == "done") == (not result.damage)
-        rows = list(table.read_rows(store.get(commit.table_name(spec.shard_id))))
+        rows = list(table.read_rows(store.get(layout.table_name(spec.shard_id))))
         assert sum(result.rows.values()) == len(rows)
         return result, rows
 

@@ -21,8 +21,8 @@ from pqmim.training.masters import masters
 from pqmim.training.network import Prior
 from pqmim.training.starts import start_from_codebook
 from pqmim.training.to_integers import calibrate, export, quantise
-from tests.pqmim import exact_harness
-from tests.pqmim.exact_tools import TINY, UNCHAINED, lcg, tiny_checkpoint
+from tests.pqmim.prior import exact_harness
+from tests.pqmim.prior.exact_tools import TINY, UNCHAINED, lcg, tiny_checkpoint
 
 CPU = torch.device("cpu")
 START = (

@@ -27,10 +27,10 @@ from pipeline.store import storage
 from pipeline.store.storage import Store, TransientStorage
 from pipeline.work import images
 from pqmim import checkpoint
-from tests.archives import Archive, encoded, shard
+from tests.archives import Archive, committed, encoded, shard
 from tests.corpus import header_offsets, jpeg, make_tar, png
 
-EXAMPLES = Path(__file__).parents[2] / "examples/shards"
+EXAMPLES = Path(__file__).parents[3] / "examples/shards"
 KEEP = ("txt", "json.label:float32", "json.name")
 SHARDS, IMAGES = 3, 4
 
@@ -97,7 +97,7 @@ def forge(archive: Archive, change: Callable[[list[Row]], list[Row]], number: in
     counts = {s.value: sum(row.status is s for row in rows) for s in Status}
     sizes = [images.encoded_size(r.width, r.height, archive.plan) for r in rows if r.crc32]
     result = replace(
-        commit.committed(archive.store)[spec.shard_id],
+        committed(archive.store)[spec.shard_id],
         rows={status: count for status, count in counts.items() if count},
         pixels=sum(w * h for w, h in sizes), code_bytes=sum(row.payload_bytes for row in rows),
     )  # fmt: skip

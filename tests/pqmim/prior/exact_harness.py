@@ -1,6 +1,6 @@
 """Digests of the integer and of the float model, to be compared between processes.
 
-    python -m tests.pqmim.exact_harness [--threads N] [--precision medium]
+    python -m tests.pqmim.prior.exact_harness [--threads N] [--precision medium]
 
 The same windows, weights and hashing for both forms: if the float digest never changed between
 machines and modes, the harness would be blind.
@@ -19,7 +19,7 @@ from pqmim.coding import payloads
 from pqmim.prior import engine, frequencies, load, tensors
 from pqmim.prior.config import PriorConfig
 from pqmim.training.network import Prior
-from tests.pqmim.exact_tools import TINY, UNCHAINED, centred, some_codes, tiny_checkpoint
+from tests.pqmim.prior.exact_tools import TINY, UNCHAINED, centred, some_codes, tiny_checkpoint
 
 PLAN = (4, 2)
 

@@ -23,9 +23,9 @@ from pqmim.files.container import BitstreamError
 from pqmim.metrics import psnr
 from tests import photos
 from tests.models import TINY, TINY_PRIOR, tiny_codec, tiny_prior
-from tests.pqmim.exact_tools import lcg, tiny_checkpoint
+from tests.pqmim.prior.exact_tools import lcg, tiny_checkpoint
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "compact.pqm"
+GOLDEN = Path(__file__).parents[2] / "golden" / "compact.pqm"
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pqmim.prior import fused, products, tensors
-from tests.pqmim.exact_tools import TINY, tiny_checkpoint
+from tests.pqmim.prior.exact_tools import TINY, tiny_checkpoint
 
 CPU = torch.device("cpu")
 SHAPES = {"a": (256, 32, 64), "b": (256, 64, 32)}

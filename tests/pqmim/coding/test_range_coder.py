@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pqmim.coding import range_coder
 from pqmim.prior import frequencies, oracle
-from tests.pqmim.exact_tools import centred, lcg
+from tests.pqmim.prior.exact_tools import centred, lcg
 
 TOTAL = frequencies.TOTAL
 

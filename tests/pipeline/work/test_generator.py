@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.archive import commit, table
+from pipeline.archive import commit, layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardSpec, Status, listing_digest
 from pipeline.store.storage import Store
@@ -42,7 +42,7 @@ def generate(root: Path, replica: Replica, request: Request, images: int) -> lis
     commit.begin(store, plan)
     for spec in reversed(specs):
         generate_shard(spec, plan, store, replica)
-    data = [store.get(commit.table_name(spec.shard_id)) for spec in specs]
+    data = [store.get(layout.table_name(spec.shard_id)) for spec in specs]
     return [row for one in data for row in table.read_rows(one)]
 
 

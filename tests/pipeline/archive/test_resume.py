@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive import commit, resume
+from pipeline.archive import commit, layout, resume
 from pipeline.archive.table import BadTable
 from pipeline.plan import ShardSpec
 from pipeline.store.storage import Store
@@ -64,7 +64,7 @@ def test_a_damaged_shard_is_marked_before_its_table_is_there(archive, monkeypatc
         raise Killed
 
     cut = archive.specs[1]
-    for name in (commit.table_name, commit.ledger_name, commit.damaged_name):
+    for name in (layout.table_name, layout.ledger_name, layout.damaged_name):
         archive.store.delete(name(cut.shard_id))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Store, "create", create)
@@ -77,13 +77,13 @@ def test_a_damaged_shard_is_marked_before_its_table_is_there(archive, monkeypatc
 
 
 def test_a_mark_of_an_attempt_that_lost_is_no_damage(archive):
-    archive.store.put(commit.damaged_name(archive.specs[0].shard_id), b"{}\n")
+    archive.store.put(layout.damaged_name(archive.specs[0].shard_id), b"{}\n")
     left = resume.find_left(archive.store, archive.specs, retry_failed=False)
     assert left.damaged == [archive.specs[1].url]
 
 
 def test_a_ledger_entry_whose_table_is_gone_stops_the_run(archive):
-    name = commit.table_name(archive.specs[0].shard_id)
+    name = layout.table_name(archive.specs[0].shard_id)
     archive.store.delete(name)
     with pytest.raises(BadTable, match=rf"{name} is gone \(1 such.*remove these ledger entries"):
         resume.find_left(archive.store, archive.specs, retry_failed=False)
@@ -94,4 +94,4 @@ def test_a_resume_reads_no_entry_of_a_shard_that_never_failed(archive, monkeypat
     get = Store.get
     monkeypatch.setattr(Store, "get", lambda self, name: read.append(name) or get(self, name))
     resume.find_left(archive.store, archive.specs, retry_failed=False)
-    assert read == [commit.ledger_name(archive.specs[1].shard_id)]
+    assert read == [layout.ledger_name(archive.specs[1].shard_id)]

@@ -382,7 +382,7 @@ def test_nothing_is_printed_or_warned():
 import sys
 sys.path.insert(0, {root!r})
 from tests.corpus import *
-from tests.pipeline.test_images import plan
+from tests.pipeline.work.test_images import plan
 from pipeline.work.images import BadImage, decode
 exif = jpeg(70, 40, exif_orientation=6)
 at = exif.index(b"Exif")
@@ -395,7 +395,7 @@ for data in [bomb_png(9500, 9500), exif[:at + 6] + b"II*" + exif[at + 9:],
     except BadImage:
         pass
 """
-    root = str(Path(images.__file__).parents[1])
+    root = str(Path(images.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-W", "default", "-c", script.format(root=root)],
         capture_output=True,

@@ -29,7 +29,7 @@ from pipeline.codes.by_number import (
 )
 from tests.code_archives import make
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GRIDS = ((2, 2), (3, 2), (1, 4))
 TABLES = [300] * 5 + [1100, 0, 7]
 

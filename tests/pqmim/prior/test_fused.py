@@ -17,8 +17,8 @@ from pqmim.coding import payloads
 from pqmim.prior import exact, frequencies, integers, load, oracle, products, tensors
 from pqmim.prior.config import PriorConfig
 from pqmim.prior.engine import probe_sha256
-from tests.pqmim import exact_harness
-from tests.pqmim.exact_tools import (
+from tests.pqmim.prior import exact_harness
+from tests.pqmim.prior.exact_tools import (
     TINY,
     UNCHAINED,
     centred,

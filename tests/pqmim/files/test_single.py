@@ -1,7 +1,7 @@
 """Images to .pqm files and back: exact, at any size, and never silently wrong.
 
-``REGENERATE_GOLDEN=1 python -m pytest tests/pqmim/test_compress.py`` rewrites the golden file; its
-change is a change of the format: a new version number and a line in the changelog.
+``REGENERATE_GOLDEN=1 python -m pytest tests/pqmim/files/test_single.py`` rewrites the golden file;
+its change is a change of the format: a new version number and a line in the changelog.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pqmim.files.container import HEADER_BYTES, BitstreamError
 from pqmim.prior import exact, load, tensors
 from tests import fuzz_bitstream
 from tests.models import tiny_bytes, tiny_codec, tiny_prior
-from tests.pqmim.exact_tools import lcg
+from tests.pqmim.prior.exact_tools import lcg
 from tests.properties import examples
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 PLAN = (2, 130)
 
 

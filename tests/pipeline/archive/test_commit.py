@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.archive import commit
+from pipeline.archive import commit, layout
 from pipeline.archive.table import Row, write_table
 from pipeline.plan import Plan, PlanMismatch, ShardResult, ShardSpec, Status
 from pipeline.store.storage import NotFound, ObjectInfo, Store
+from tests.archives import committed
 
 PLAN = Plan(model="f" * 16, quality=4, stride=16, codewords=256, inputs=1, inputs_digest="d")
 SPEC = ShardSpec("shard-0-1234abcd", "s3://in/shard-0.tar", 10240, "etag-1")
@@ -55,11 +56,11 @@ def check(root: str, plan: Plan = PLAN, spec: ShardSpec = SPEC) -> ShardResult:
         f"ledger/{spec.shard_id}.json",
         "plan.json",
     ]
-    assert commit.read_plan(store) == plan
+    assert layout.read_plan(store) == plan
     assert commit.committed_ids(store) == {spec.shard_id}
-    (entry,) = commit.committed(store).values()
-    table = store.get(commit.table_name(spec.shard_id))
-    info = store.info(commit.table_name(spec.shard_id))
+    (entry,) = committed(store).values()
+    table = store.get(layout.table_name(spec.shard_id))
+    info = store.info(layout.table_name(spec.shard_id))
     assert info is not None
     assert (entry.table_bytes, entry.table_etag) == (len(table), info.etag)
     assert entry.table_sha256 == hashlib.sha256(table).hexdigest()
@@ -127,7 +128,7 @@ def test_adoption_that_died_at_any_step_is_completed_by_the_next(root: str, afte
     for step in range(100):
         here = f"{root}/{step}"
         commit.begin(Store(here), PLAN)
-        Store(here).put_if_absent(commit.table_name(SPEC.shard_id), encode()[1])
+        Store(here).put_if_absent(layout.table_name(SPEC.shard_id), encode()[1])
         try:
             run(DyingStore(here, step, after))
         except Crash:
@@ -153,7 +154,7 @@ def test_overlapping_attempt_with_other_bytes_adopts_the_first_table(root: str) 
     assert commit.find_committed(store, PLAN, SPEC) is None
     result, table = encode()
     other = write_table([Row("b", Status.OK)] * 3, PLAN, SPEC, replace(result, rows={"ok": 3}))
-    store.put_if_absent(commit.table_name(SPEC.shard_id), table)  # the other attempt, half-way
+    store.put_if_absent(layout.table_name(SPEC.shard_id), table)  # the other attempt, half-way
     adopted = commit.commit(store, PLAN, replace(result, rows={"ok": 3}, attempt=2), other)
     assert adopted.adopted and adopted == check(root)
     first = commit.commit(store, PLAN, result, table)  # the other attempt goes on
@@ -188,7 +189,7 @@ def test_resuming_needs_the_same_plan(root: str, conditional: bool) -> None:
 def test_a_table_of_another_plan_is_not_adopted(root: str) -> None:
     other = replace(PLAN, quality=8)
     store = Store(root)
-    store.put_if_absent(commit.table_name(SPEC.shard_id), encode(other)[1])
+    store.put_if_absent(layout.table_name(SPEC.shard_id), encode(other)[1])
     pattern = f"{other.digest[:12]}.*{PLAN.digest[:12]}"
     with pytest.raises(PlanMismatch, match=pattern):
         commit.find_committed(store, PLAN, SPEC)
@@ -203,14 +204,14 @@ def test_a_replaced_source_is_refused(root: str, ledger: bool) -> None:
     if ledger:
         run(store)
     else:
-        store.put_if_absent(commit.table_name(SPEC.shard_id), encode()[1])
+        store.put_if_absent(layout.table_name(SPEC.shard_id), encode()[1])
     with pytest.raises(PlanMismatch, match=r"etag-1.*etag-2.*restore"):
         commit.find_committed(store, PLAN, replace(SPEC, etag="etag-2"))
 
 
 def test_garbage_under_the_name_of_a_table_is_refused(root: str) -> None:
     store = Store(root)
-    store.put(commit.table_name(SPEC.shard_id), encode()[1][:-7])
+    store.put(layout.table_name(SPEC.shard_id), encode()[1][:-7])
     with pytest.raises(PlanMismatch, match=r"codes/.*not a table.*remove it"):
         commit.find_committed(store, PLAN, SPEC)
 
@@ -219,7 +220,7 @@ def test_a_ledger_entry_of_another_table_is_an_error(root: str) -> None:
     store = Store(root)
     result, table = encode()
     stale = replace(result, table_sha256="0" * 64)
-    store.put(commit.ledger_name(SPEC.shard_id), stale.to_json())
+    store.put(layout.ledger_name(SPEC.shard_id), stale.to_json())
     with pytest.raises(PlanMismatch, match="remove both"):
         commit.commit(store, PLAN, result, table)
 
@@ -227,8 +228,8 @@ def test_a_ledger_entry_of_another_table_is_an_error(root: str) -> None:
 def test_garbage_for_a_plan_is_refused(root: str) -> None:
     store = Store(root)
     with pytest.raises(NotFound, match="plan.json"):
-        commit.read_plan(store)
-    store.put(commit.PLAN, b'{"colour": 1}')
+        layout.read_plan(store)
+    store.put(layout.PLAN, b'{"colour": 1}')
     with pytest.raises(PlanMismatch, match="not a plan of this software"):
         commit.begin(store, PLAN)
 
@@ -238,9 +239,9 @@ def test_all_ledger_entries_are_read(root: str) -> None:
     specs = [replace(SPEC, shard_id=f"shard-{i}") for i in range(40)]
     for spec in specs:
         result, _ = encode(spec=spec)
-        store.put(commit.ledger_name(spec.shard_id), result.to_json())
+        store.put(layout.ledger_name(spec.shard_id), result.to_json())
     assert commit.committed_ids(store) == {spec.shard_id for spec in specs}
-    assert set(commit.committed(store)) == {spec.shard_id for spec in specs}
+    assert set(committed(store)) == {spec.shard_id for spec in specs}
 
 
 class CountingStore(Store):
@@ -262,7 +263,7 @@ def test_entries_come_in_the_order_asked_for_a_batch_at_a_time(
     store, ids = CountingStore(root), [f"shard-{i}" for i in reversed(range(10))]
     for shard_id in ids:
         result, _ = encode(spec=replace(SPEC, shard_id=shard_id))
-        store.put(commit.ledger_name(shard_id), result.to_json())
+        store.put(layout.ledger_name(shard_id), result.to_json())
     found = commit.entries(store, ids)
     assert next(found).shard_id == ids[0] and len(store.read) <= 4
     assert [entry.shard_id for entry in found] == ids[1:]
@@ -285,12 +286,12 @@ def test_of_the_ledger_only_entries_of_quarantined_shards_are_looked_at(tmp_path
     commit.quarantine(store, replace(SPEC, shard_id="other"), "killed its worker", attempts=3)
     store.read.clear()
     assert set(commit.quarantined(store)) == {"other"}
-    assert store.read == [commit.failed_name("other")]
+    assert store.read == [layout.failed_name("other")]
 
 
 def test_quarantine_is_recorded_until_the_shard_is_committed(root: str) -> None:
     store = Store(root)
-    assert commit.quarantined(store) == {} and commit.committed(store) == {}
+    assert commit.quarantined(store) == {} and committed(store) == {}
     commit.quarantine(store, SPEC, "killed its worker", attempts=2)
     commit.quarantine(store, SPEC, "killed its worker", attempts=3)
     record = commit.quarantined(store)[SPEC.shard_id]

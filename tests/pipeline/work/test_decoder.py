@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, Status
 from pipeline.work import decoder, images
 from pqmim.checkpoint import CheckpointError
 from pqmim.codec import Codec
-from tests.archives import Archive, encoded, shard
+from tests.archives import Archive, committed, encoded, shard
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes
 
@@ -139,7 +139,7 @@ def test_a_wrong_crc32_names_shard_and_key_before_a_picture_comes_out(archive: A
     rows = list(table.read_rows(data))
     rows[3] = replace(rows[3], crc32=1)
     spec = archive.specs[0]
-    result = commit.committed(archive.store)[spec.shard_id]
+    result = committed(archive.store)[spec.shard_id]
     bad = table.write_table(rows, archive.plan, spec, result)
     with pytest.raises(BadTable, match=f"{spec.shard_id}.*'wide'.*crc32"):
         list(decoder.decode_table(bad, archive.plan, archive.replica))
@@ -156,7 +156,7 @@ def resigned(archive: Archive, number: int, row: Row) -> bytes:
     rows = list(table.read_rows(archive.table().read_bytes()))
     rows[number] = row
     spec = archive.specs[0]
-    result = commit.committed(archive.store)[spec.shard_id]
+    result = committed(archive.store)[spec.shard_id]
     return table.write_table(rows, archive.plan, spec, result)
 
 
@@ -223,7 +223,7 @@ def test_a_table_of_another_plan_is_refused(archive: Archive) -> None:
 def test_the_archives_own_model_is_loaded_and_no_other(archive: Archive) -> None:
     loaded = decoder.load_replica(archive.store, archive.plan, "cpu")
     assert loaded.codec.fingerprint == archive.plan.model
-    name = commit.model_name(archive.plan.model)
+    name = layout.model_name(archive.plan.model)
     other = tiny_bytes(subcodes=5)
     assert Codec.from_bytes(other).fingerprint != archive.plan.model
     archive.store.put(name, other)

@@ -5,7 +5,7 @@ not.  Files are drawn at random from all combinations of format, depth, layout, 
 profile and orientation.  Each difference that is more than rounding must be one of EXPLAINED, which
 says who is right and why; and where the samples are known, ours must be what they show.
 
-    pytest -m chaos tests/pqmim/test_pictures_differential.py     2,000 files; 300 in the short form
+    pytest -m chaos tests/pqmim/pictures/test_differential.py     2,000 files; 300 in the short form
 """
 
 from __future__ import annotations

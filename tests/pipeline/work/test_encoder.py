@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import Row
 from pipeline.plan import STORES, Plan, PlanMismatch, ShardResult, ShardSpec, Status
 from pipeline.store.storage import Store
@@ -59,7 +59,7 @@ def encode(
     spec = write(tmp_path / "in.tar", data)
     store = Store(str(tmp_path / name))
     result = encode_shard(spec, plan, store, Replica(CODEC, threads, queue_bytes))
-    return result, list(table.read_rows(store.get(commit.table_name("shard"))))
+    return result, list(table.read_rows(store.get(layout.table_name("shard"))))
 
 
 def test_every_sample_has_one_row_with_its_status_in_tar_order(tmp_path):
@@ -92,7 +92,7 @@ def test_threads_queues_and_attempts_do_not_change_a_byte(tmp_path):
     for number, (threads, queue_bytes) in enumerate([(1, 1), (4, 1 << 28), (2, 1 << 20)]):
         store = Store(str(tmp_path / str(number)))
         encode_shard(spec, PLAN, store, Replica(CODEC, threads, queue_bytes), attempt=number + 1)
-        tables.append(store.get(commit.table_name("shard")))
+        tables.append(store.get(layout.table_name("shard")))
     assert tables[0] == tables[1] == tables[2]
 
 
@@ -109,7 +109,7 @@ def test_threads_queues_and_batches_do_not_change_a_bitstream(tmp_path, store_ki
         store = Store(str(tmp_path / str(number)))
         one = replace(plan, batch_pixels=batch_pixels)
         encode_shard(spec, one, store, Replica(codec, threads, queue_bytes), attempt=number + 1)
-        tables.append(store.get(commit.table_name("shard")))
+        tables.append(store.get(layout.table_name("shard")))
         streams.append([row.bitstream for row in table.read_rows(tables[-1])])
     torch.set_num_threads(1)
     assert tables[0] == tables[1]
@@ -122,8 +122,8 @@ def test_the_store_decides_the_payload_columns_and_nothing_else(tmp_path):
     for kind in STORES:
         store, plan = Store(str(tmp_path / kind)), replace(PLAN, store=kind)
         results[kind] = encode_shard(spec, plan, store, Replica(codec))
-        found[kind] = list(table.read_rows(store.get(commit.table_name("shard"))))
-        footer = table.read_footer(store.get(commit.table_name("shard")))
+        found[kind] = list(table.read_rows(store.get(layout.table_name("shard"))))
+        footer = table.read_footer(store.get(layout.table_name("shard")))
         assert ("coder" in footer) == (kind != "codes")
     bare = {
         kind: [replace(r, codes=None, bitstream=None) for r in rows] for kind, rows in found.items()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.archive import commit
+from pipeline.archive import commit, layout
 from pipeline.driver import local_pool, run
 from pipeline.driver.fleet import Down, Event, Moved, Returned, Up
 from pipeline.driver.local_pool import LocalPool
@@ -25,7 +25,7 @@ from pipeline.work.host import Work
 from pipeline.work.replica import Clock, Replica
 from tests import archives
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATIENCE_S = 300.0  # for whatever takes a second or two on a free machine
 
 
@@ -156,7 +156,7 @@ def test_a_dead_replica_is_down_with_what_ended_it(
 def test_what_fails_at_the_start_is_down_with_its_reason(
     archive: archives.Archive, pool_of: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive.store.delete(commit.model_name(archive.plan.model))
+    archive.store.delete(layout.model_name(archive.plan.model))
     pool = pool_of()
     name = pool.add()
     down = pool.next(Down)
@@ -213,7 +213,7 @@ from pipeline.store.storage import Store
 from tests.pipeline import test_local_pool as here
 
 store = Store(sys.argv[1])
-pool = here.Watched(store, commit.read_plan(store), Resources(), here.slow)
+pool = here.Watched(store, layout.read_plan(store), Resources(), here.slow)
 busy = pool.add()
 pool.next(here.Up)
 pool.start(busy, ShardSpec("x", sys.argv[2], 1, ""), 1)

@@ -11,7 +11,7 @@ from pqmim.training.masters import masters
 from pqmim.training.network import Prior
 from pqmim.training.to_integers import calibrate, export, quantise
 from tests.models import TINY_PRIOR, tiny_prior
-from tests.pqmim.exact_tools import tiny_checkpoint
+from tests.pqmim.prior.exact_tools import tiny_checkpoint
 
 CPU = torch.device("cpu")
 

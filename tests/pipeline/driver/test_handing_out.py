@@ -15,7 +15,7 @@ from pipeline.driver.report import Progress
 from pipeline.plan import Counts, ShardResult, ShardSpec
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
-from tests.pipeline.test_driver import NEVER, Run, SimulatedPool, names, result, spec
+from tests.pipeline.driver.test_run import NEVER, Run, SimulatedPool, names, result, spec
 
 OPEN_S = 0.3  # of a shard; hidden while its replica computes another one
 

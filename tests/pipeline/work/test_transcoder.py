@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.archive import commit, table
+from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import STORES, PlanMismatch
 from pipeline.store.storage import Store
 from pipeline.work.replica import Clock
 from pipeline.work.transcoder import Transcoder, transcode_rows
-from tests.archives import Archive, encoded, shard
+from tests.archives import Archive, committed, encoded, shard
 from tests.models import tiny_bytes
 
 
@@ -45,10 +45,10 @@ def test_a_transcoded_table_is_the_encoded_one_byte_for_byte(
     store = Store(str(tmp_path / "new"))
     transcode(source, target, store)
     (tmp_path / "one.tar").unlink()  # not needed
-    name = commit.table_name(source.specs[0].shard_id)
+    name = layout.table_name(source.specs[0].shard_id)
     assert store.get(name) == target.table().read_bytes()
-    mine = commit.committed(store)[source.specs[0].shard_id]
-    theirs = commit.committed(target.store)[source.specs[0].shard_id]
+    mine = committed(store)[source.specs[0].shard_id]
+    theirs = committed(target.store)[source.specs[0].shard_id]
     volatile = {"seconds": {}, "cpu": {}, "wall_s": 0.0, "rss_bytes": 0, "table_etag": ""}
     assert replace(mine, **volatile) == replace(theirs, **volatile)
 
@@ -59,7 +59,7 @@ def test_what_is_committed_is_not_done_again(archives: dict[str, Archive], tmp_p
     source.table().unlink()
     transcode(source, target, store)
     with pytest.raises(PlanMismatch, match="was made by plan"):
-        (tmp_path / "new" / commit.ledger_name(source.specs[0].shard_id)).unlink()
+        (tmp_path / "new" / layout.ledger_name(source.specs[0].shard_id)).unlink()
         transcode(source, archives["both"], store)
 
 
@@ -83,7 +83,7 @@ def test_a_payload_with_a_wrong_crc32_is_not_carried_over(
     rows = list(table.read_rows(source.table().read_bytes()))
     rows[0] = broken(rows[0])
     spec = source.specs[0]
-    entry = commit.committed(source.store)[spec.shard_id]
+    entry = committed(source.store)[spec.shard_id]
     data = table.write_table(rows, source.plan, spec, entry)
     source.table().write_bytes(data)
     entry = replace(entry, table_sha256=sha256(data).hexdigest(), table_bytes=len(data))

@@ -20,7 +20,7 @@ from pipeline.plan import Status
 from pipeline.proof import sampled
 from pipeline.proof import tables as verify
 from pipeline.proof.verdict import MAX_SHARD_PROBLEMS, Report, Verdict
-from tests.archives import Archive, encoded, shard
+from tests.archives import Archive, committed, encoded, shard
 from tests.corpus import jpeg, make_tar
 
 SHARDS, IMAGES, ROWS = 3, 5, 8  # images and rows of one shard
@@ -80,7 +80,7 @@ def rewrite(
 ) -> None:
     """Another table with its own sha256 in the ledger, and its own counts if asked for."""
     spec, rows = archive.specs[0], list(table.read_rows(archive.table().read_bytes()))
-    result = commit.committed(archive.store)[spec.shard_id]
+    result = committed(archive.store)[spec.shard_id]
     rows = change(rows)
     if counts:
         found = {s.value: sum(row.status is s for row in rows) for s in Status}
@@ -183,7 +183,7 @@ def codes_of_a_bad_row(archive: Archive) -> None:
 def other_plan(archive: Archive) -> None:
     spec = archive.specs[0]
     rows = list(table.read_rows(archive.table().read_bytes()))
-    result = commit.committed(archive.store)[spec.shard_id]
+    result = committed(archive.store)[spec.shard_id]
     data = table.write_table(rows, replace(archive.plan, min_side=8), spec, result)
     archive.table().write_bytes(data)
     edit_ledger(archive, table_sha256=sha256(data).hexdigest(), table_bytes=len(data))

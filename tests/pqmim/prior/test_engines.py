@@ -22,8 +22,8 @@ from pqmim.prior import exact, frequencies, integers, load, oracle, products
 from pqmim.prior import tensors as integer
 from pqmim.prior.config import PriorConfig
 from pqmim.prior.engine import probe_before, probe_sha256
-from tests.pqmim import exact_harness
-from tests.pqmim.exact_tools import (
+from tests.pqmim.prior import exact_harness
+from tests.pqmim.prior.exact_tools import (
     TINY,
     centred,
     compare_with_oracle,
@@ -33,7 +33,7 @@ from tests.pqmim.exact_tools import (
 )
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # Made on x86 (AVX-512) with torch 2.13; a change here is a change of the format.
 GOLDEN = {
@@ -73,7 +73,7 @@ def engine(checkpoint: integers.Checkpoint) -> integer.Engine:
 @pytest.fixture(scope="module")
 def other_processes() -> dict[str, dict[str, str]]:
     """The harness's report from every mode; the processes run side by side."""
-    command = [sys.executable, "-m", "tests.pqmim.exact_harness"]
+    command = [sys.executable, "-m", "tests.pqmim.prior.exact_harness"]
     running = {}
     for mode, (environment, arguments) in MODES.items():
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}

@@ -16,7 +16,7 @@ from pqmim.completion import draw, masks
 from pqmim.completion.rule import CompletionError, Rule
 from pqmim.prior import frequencies, tensors
 from tests.models import TINY_PRIOR, tiny_codec, tiny_prior
-from tests.pqmim.exact_tools import lcg
+from tests.pqmim.prior.exact_tools import lcg
 
 PLAN = (130, 130)
 
