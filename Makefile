@@ -44,12 +44,13 @@ lint: $(STAMP)  ## ruff and mypy
 fuzz: $(STAMP)  ## mutate compressed files for five minutes
 	@$(PY) -m tests.fuzz_bitstream --minutes 5
 
-bench: $(STAMP)  ## speed of the job against the bare model, and where the time goes
+bench: $(STAMP)  ## speed of the job against its parts alone; engines and forms of the entropy model
 	@$(PY) -m benchmarks.encode
 	@$(PY) -m benchmarks.prior
 
 bench-rd: $(STAMP)  ## rate-distortion beside JPEG, WebP, AVIF, JXL and published curves: KODAK=folder
-	@$(PY) -m benchmarks.rd $(KODAK)
+	@$(PY) -m pqmim eval $(KODAK) --published default --output build/rd
+	@$(PY) -m pqmim eval $(KODAK) --rates
 
 bench-dataset: $(STAMP)  ## reading codes for training, beside the usual layouts
 	@$(PY) -m benchmarks.dataset
