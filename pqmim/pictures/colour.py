@@ -67,7 +67,7 @@ def _apply(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> np.ndar
     return np.asarray(ImageCms.applyTransform(image, transform))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _way(profile: bytes, mode: str) -> _Way | str | None:
     """How pixels of that mode come to sRGB; None: they are there; or what is wrong."""
     try:

@@ -123,8 +123,9 @@ def decode(data: bytes, rules: Rules) -> Decoded:
     BadPicture: a status for its size, or an error in its scans.
     """
     header = read_header(data)
-    if header.components:
-        check_size(header.width, header.height, rules)
+    if not header.components:
+        raise BadPicture("JPEG: no frame header before its first scan")
+    check_size(header.width, header.height, rules)
     mode = "CMYK" if header.components == 4 else "RGB"
     pixels, notes = _decode_strictly(data, mode, rules)
     if pixels.shape[:2] != (header.height, header.width):

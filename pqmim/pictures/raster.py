@@ -136,8 +136,7 @@ def _facts(image: Any, data: bytes, layout: tiff.Layout | None) -> Facts:
             facts, bits=layout.bits, frames=layout.pages, inverted=layout.inverted,
             white=(1 << layout.bits) - 1, orientation=layout.orientation,
         )  # fmt: skip
-    with contextlib.suppress(*PILLOW_ERRORS):
-        facts = replace(facts, frames=int(getattr(image, "n_frames", 1)))
+    facts = replace(facts, frames=_frames(image, data))
     if image.format == "JPEG2000":
         bits = _jpeg2000_bits(data)
         return replace(facts, bits=bits, white=((1 << bits) - 1) << max(0, 16 - bits))
@@ -152,6 +151,15 @@ def _facts(image: Any, data: bytes, layout: tiff.Layout | None) -> Facts:
         bits = 8 if not depth & 0x40 else 12 if depth & 0x20 else 10
         return replace(facts, bits=bits, gain_map=b"tmap" in data[8:64])
     return facts
+
+
+def _frames(image: Any, data: bytes) -> int:
+    if image.format != "GIF":
+        return int(getattr(image, "n_frames", 1))
+    # Counting walks through the frames and may end anywhere: not in the picture that is loaded.
+    with contextlib.suppress(*PILLOW_ERRORS), open_(data) as other:
+        return int(getattr(other, "n_frames", 1))
+    return 1
 
 
 def _pnm_white(data: bytes) -> int:

@@ -374,3 +374,14 @@ def test_rows_are_packed_as_they_are_read():
     assert packed(np.array([[[1], [0], [1]]]), 1) == [b"\xa0"]
     assert packed(np.array([[[1], [2], [3]]]), 4) == [b"\x12\x30"]
     assert packed(np.array([[[0x123], [0x456]]]), 12) == [b"\x12\x34\x56"]
+
+
+def test_damage_after_the_first_frame_does_not_change_which_is_shown():
+    frames = [Image.fromarray(ramp(H, W, 3, 8, i).astype(np.uint8)).quantize(16) for i in range(4)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    data = buffer.getvalue()
+    whole, first = rgb(data), np.array(frames[0].convert("RGB"))
+    assert np.array_equal(whole, first)
+    for length in range(len(data) // 2, len(data), 97):
+        assert np.array_equal(rgb(data[:length]), first)
