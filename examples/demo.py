@@ -18,7 +18,7 @@ from PIL import Image
 
 from examples.page import Card, ErrorRow, write_page
 from jobs import common, decode, encode, finish, verify
-from pipeline.archive import commit, table
+from pipeline.archive import commit, losses, table
 from pipeline.out.names import file_name
 from pipeline.plan import Plan, Status
 from pipeline.store.storage import Store
@@ -71,7 +71,11 @@ def build(store: Store, out: Path) -> Path:
                 errors.append(ErrorRow(row.key, row.status.value, row.error or "", spec.shard_id))
     runs = [name for name in store.names("runs/") if name.endswith("summary.json")]
     files = [(name, info.size) for name in sorted(store.names("")) if (info := store.info(name))]
-    return write_page(out, json.loads(store.get(max(runs))), cards, errors, files)
+    lost = dict[str, int]()
+    for entry in commit.entries(store, commit.ids(store, "ledger/")):
+        losses.add(lost, entry.dropped)
+    summary, words = json.loads(store.get(max(runs))), losses.in_words(lost, plan)
+    return write_page(out, summary, cards, errors, files, words)
 
 
 def card(row: table.Row, members: dict[str, bytes], plan: Plan, decoded: Path) -> Card:

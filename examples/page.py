@@ -65,12 +65,13 @@ def write_page(
     cards: Sequence[Card],
     errors: Sequence[ErrorRow],
     files: Sequence[tuple[str, int]],
+    not_held: str = "",
 ) -> Path:
     """Write the page of one run into the folder ``out`` and return the path of its index.html.
 
     ``summary`` is the run's summary.json, ``files`` the archive's objects as (relative path,
-    bytes).  A missing or null entry of the summary is shown as "-".  Pictures that an earlier page
-    left in the same folder are removed.
+    bytes), ``not_held`` what the sources had and the codes have not.  A missing or null entry of
+    the summary is shown as "-".  Pictures that an earlier page left in the same folder are removed.
 
     Raises:
         ValueError: the bytes of a card are neither PNG, JPEG nor WebP.
@@ -83,7 +84,7 @@ def write_page(
         totals=_totals(summary, cards),
         stages=_stages(summary),
         gallery="\n".join(_card(images, number, card) for number, card in enumerate(cards)),
-        errors=_errors(errors),
+        errors=_errors(errors) + _not_held(not_held),
         tree=f"<div>{_tree(files)}</div>",
         snippet=escape(_snippet(files)),
         footer=_footer(summary),
@@ -208,6 +209,10 @@ def _suffix(data: bytes, key: str) -> str:
         if data.startswith(magic):
             return suffix
     raise ValueError(f"card {key!r}: a picture begins with {data[:4]!r}; give PNG, JPEG or WebP")
+
+
+def _not_held(words: str) -> str:
+    return f'<p class="note">Not held by the codes: {escape(words)}.</p>' if words else ""
 
 
 def _errors(errors: Sequence[ErrorRow]) -> str:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = work.list_shards(args.input)
     weights = checkpoint.read(args.weights)
     plan = work.plan_of(args, specs, Codec.from_bytes(weights, name=args.weights))
-    work.begin(store, plan, specs, weights)
+    plan = work.begin(store, plan, specs, weights)
     return work.work_off(
         store, plan, specs, resources, encode_shard, args.retry_failed, args.max_bad_images
     )

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_same(store, specs)
     weights = checkpoint.read(args.weights)
     plan = plan_of(args, specs, Codec.from_bytes(weights, name=args.weights))
-    work.begin(store, plan, specs, weights)
+    plan = work.begin(store, plan, specs, weights)
     return work.work_off(store, plan, specs, resources, generate_shard, args.retry_failed)
 
 

@@ -61,6 +61,7 @@ class Totals:
     table_bytes: int = 0
     code_bytes: int = 0
     pixels: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
 
     def add(self, result: ShardResult) -> None:
         """Count one shard."""
@@ -71,6 +72,8 @@ class Totals:
         self.table_bytes += result.table_bytes
         self.code_bytes += result.code_bytes
         self.pixels += result.pixels
+        for kind, count in result.dropped.items():
+            self.dropped[kind] = self.dropped.get(kind, 0) + count
 
 
 def shards(store: Store, listed: int, committed: int, damaged: int, quarantined: int) -> str:
@@ -86,8 +89,11 @@ def content(plan: Plan, totals: Totals) -> list[str]:
     counts = ", ".join(f"{n:,} {s}" for s, n in sorted(totals.rows.items())) or "none"
     pixels = totals.pixels
     bpp = f"{8 * totals.code_bytes / pixels:.4f} bpp" if pixels else "no rate yet"
+    from pipeline.archive import losses
+
+    lost = losses.in_words(totals.dropped, plan)
     return [
-        f"images: {counts}",
+        f"images: {counts}" + (f"; not held: {lost}" if lost else ""),
         f"{totals.source_size:,} bytes of source, {totals.table_bytes:,} of tables, "
         f"{totals.code_bytes:,} of codes in them, {bpp}",
         f"model {plan.model[:16]}, quality {plan.quality}",

@@ -26,7 +26,7 @@ from pipeline import keep
 from pipeline.plan import Plan, Resources
 
 if TYPE_CHECKING:
-    from pipeline.codes.rowgroups import Filter
+    from pipeline.codes.query import Filter
     from pipeline.learn.learner import Task
 
 STARTS = ("shipped", "scratch")  # of the entropy model
@@ -97,7 +97,7 @@ def filters(where: Sequence[str], plan: Plan) -> tuple[Filter, ...]:
         jobs.common.UsageError: not of that form, or not of that type.
     """
     types = NUMBERS | {k.name: k.type for k in map(keep.parse, plan.keep)}
-    found = list[Filter]()
+    found: list[Filter] = []
     for text in where:
         column, equals, value = text.partition("=")
         kind = types.get(column, "string")

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
     plan = replace(old, store=args.store)
     store.probe()
-    work.begin(store, plan, specs, source.get(commit.model_name(old.model)))
+    plan = work.begin(store, plan, specs, source.get(commit.model_name(old.model)))
     there = commit.committed_ids(source)
     todo = [spec for spec in specs if spec.shard_id in there]
     # Bad images were judged when they were encoded: any share of them will do.

@@ -22,7 +22,10 @@ from pqmim.coding import schedule
 
 STORES = ("bitstream", "codes", "both")
 LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant
-FORMAT_VERSION = 1  # of the archive: plan, code table, ledger; see CHANGELOG, Format
+# Added with format version 2, with what plans of version 1 meant; their tables have no `dropped`.
+SECOND_FIELDS: dict[str, Any] = {"icc": "ignore", "strict_images": False}
+FORMAT_VERSION = 2  # of the archive: plan, code table, ledger; see CHANGELOG, Format
+ICC = ("convert", "ignore", "refuse")
 
 
 class Status(enum.StrEnum):
@@ -58,6 +61,7 @@ class Facts:
     pixels: int = 0  # of ok images, as encoded
     code_bytes: int = 0  # payload of ok images; with both columns that of the bitstreams
     damage: tuple[str, ...] = ()  # what is wrong with the tar
+    dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
     outcome: str = "done"  # or "damaged": readable rows are committed, the shard counts as failed
 
 
@@ -84,6 +88,7 @@ class ShardResult:
     adopted: bool = False  # the table was already there, from an attempt whose ledger was lost
     retries: int = 0  # storage requests repeated; absent in entries of older versions
     cpu: dict[str, float] = field(default_factory=dict)  # processor seconds, as seconds; the same
+    dropped: dict[str, int] = field(default_factory=dict)  # kind -> images; see pictures.Picture
 
     @classmethod
     def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
@@ -94,7 +99,10 @@ class ShardResult:
 
     def to_json(self) -> bytes:
         """The ledger entry."""
-        return (json.dumps(dataclasses.asdict(self), sort_keys=True) + "\n").encode()
+        fields = dataclasses.asdict(self)
+        if not self.dropped:  # as older versions wrote it
+            del fields["dropped"]
+        return (json.dumps(fields, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> ShardResult:
@@ -122,6 +130,8 @@ class Plan:
     crop: int | None = None  # centre square, pixels
     min_side: int = 16
     max_pixels: int = 100_000_000
+    icc: str = "convert"  # embedded colour profiles: one of ICC
+    strict_images: bool = False  # a decoder's warning is an error, not a note in the row
     hash: bool = False  # source_sha256 column
     measure: str = "none"  # or "psnr"
     batch_pixels: int = 1 << 20  # pixels of one batch, which fixes its shape
@@ -130,8 +140,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.store not in STORES:
             raise ValueError(f"store {self.store!r}: one of {', '.join(map(repr, STORES))}")
+        if self.icc not in ICC:
+            raise ValueError(f"icc {self.icc!r}: one of {', '.join(map(repr, ICC))}")
         for column in self.keep:
-            keep.parse(column)
+            if keep.parse(column).name == "dropped" and self.has_dropped:
+                raise ValueError("--keep dropped: the code table has a column of that name")
         if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
             raise ValueError("resize, crop, min_side and max_pixels must be 1 or more")
         if not 0 <= self.price < math.inf:
@@ -151,11 +164,26 @@ class Plan:
         """Whether the tables have entropy-coded codes."""
         return self.store != "codes"
 
+    @property
+    def has_dropped(self) -> bool:
+        """Whether the tables say what a source had and the codes do not hold."""
+        return self.format_version >= 2
+
+    def as_begun(self, there: Plan) -> Plan:
+        """This plan, or, if it asks for nothing that an archive of an older format version does
+        not know, as that goes on: without colour conversion, and without a record of losses."""
+        asked = self.icc == "refuse" or self.strict_images
+        if there.format_version >= self.format_version or asked:
+            return self
+        return dataclasses.replace(self, format_version=1, **SECOND_FIELDS)
+
     def to_json(self) -> bytes:
         """``plan.json``.  Later fields are left out at their default: older archives keep their
         digest."""
         fields = dataclasses.asdict(self)
         fields = {k: v for k, v in fields.items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
+        if self.format_version < 2:
+            fields = {k: v for k, v in fields.items() if k not in SECOND_FIELDS}
         return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -172,6 +200,8 @@ class Plan:
                 f"(format {FORMAT_VERSION}): update it"
             )
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        if fields.get("format_version", 1) < 2:
+            fields = {**SECOND_FIELDS, "format_version": 1, **fields}
         return cls(**fields)
 
     @property

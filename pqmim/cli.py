@@ -1,52 +1,72 @@
-"""``pqmim compress | decompress | info | eval | train``: the codec from the command line."""
+"""``pqmim compress | decompress | complete | info | eval | train``: the codec on the command line.
+
+The parsers alone: what a verb does is imported when it is asked for, so that ``--help`` comes at
+once.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import glob
-import json
+import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-
-from pqmim import checkpoint, commands
-from pqmim.autoencoder.config import AutoencoderConfig
-from pqmim.codec import Codec
+from pqmim import __version__
 from pqmim.coding import schedule
-from pqmim.evaluation import command
-from pqmim.files import container
-from pqmim.prior import integers
-from pqmim.prior.config import PriorConfig
-
-if TYPE_CHECKING:
-    from pqmim.training.prior import PriorRecipe
-
-SUFFIX = ".pqm"
+from pqmim.completion.rule import Rule
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and call; errors that a person can act on are one line and exit code 2."""
+    args = parse(argv)
+    logging.basicConfig(
+        level=logging.ERROR if args.quiet else logging.WARNING, format="pqmim: %(message)s"
+    )
+    import torch
+    from PIL import Image
+
+    torch.set_num_threads(args.threads)
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    module, _, name = args.call.partition(":")
+    try:
+        return int(getattr(importlib.import_module(module), name)(args))
+    except (ValueError, OSError, Image.DecompressionBombError) as error:
+        sys.stderr.write(f"pqmim: {' '.join(str(error).split())}\n")
+        return 2
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser("pqmim", description="Neural image compression, PQ-MIM.")
+    parser.add_argument("--version", action="version", version=f"pqmim {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True)
     _compress_flags(verbs.add_parser("compress", help="an image to a .pqm file"))
     _decompress_flags(verbs.add_parser("decompress", help="a .pqm file to an image"))
-    commands.complete_flags(verbs.add_parser("complete", help="keep some codes, draw the others"))
+    _complete_flags(verbs.add_parser("complete", help="keep some codes, draw the others"))
     _info_flags(verbs.add_parser("info", help="what a .pqm file or a weights file holds"))
-    command.add_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
+    _eval_flags(verbs.add_parser("eval", help="rate and distortion on a folder of images"))
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
     _train_autoencoder_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
     _train_prior_flags(stages.add_parser("prior", help="stage 2, the entropy model of its codes"))
     args = parser.parse_args(argv)
-    try:
-        return int(args.call(args))
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
-        sys.stderr.write(f"pqmim: {' '.join(str(error).split())}\n")
-        return 2
+    if args.threads < 1:
+        parser.error("--threads must be 1 or more")
+    return args
+
+
+def _run_flags(parser: argparse.ArgumentParser, call: str) -> None:
+    """Where it runs, and what it says."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and no warnings")
+    parser.set_defaults(call=call)
+
+
+def _weights_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", default="default", help="path or name (%(default)s)")
 
 
 def _compress_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +80,8 @@ def _compress_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="fewer stages: less time, more bytes")
     parser.add_argument("--max-bytes", type=int, help="the best picture in so many bytes: 200")
-    commands.model_flags(parser)
-    parser.set_defaults(call=compress)
+    _weights_flag(parser)
+    _run_flags(parser, "pqmim.commands:compress")
 
 
 def _decompress_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,34 +92,37 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
         "--complete", choices=("mean", "draw"), nargs="?", const="mean",
         help="as --partial, and fill what was not sent: by its mean (nearest), or drawn (sharp)",
     )  # fmt: skip
-    commands.rule_flags(parser)
-    commands.model_flags(parser)
-    parser.set_defaults(call=decompress)
+    _rule_flags(parser)
+    _weights_flag(parser)
+    _run_flags(parser, "pqmim.commands:decompress")
 
 
-def compress(args: argparse.Namespace) -> int:
-    """Image file to ``.pqm``."""
-    if args.max_bytes is not None and (args.fast or (args.quality, args.price) != (None, None)):
-        raise ValueError("--max-bytes chooses quality, price and stages itself")
-    pixels = commands.read_pixels(commands.read(args.input))
-    codec = Codec.load(args.weights, args.device)
-    if args.max_bytes is not None:
-        commands.write(args.outputput, codec.compress_to(pixels, args.max_bytes))
-        return 0
-    price = schedule.DEFAULT_PRICE if args.price is None else args.price
-    plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
-    commands.write(args.outputput, codec.compress(pixels, args.quality, plan, price=price))
-    return 0
+def _rule_flags(parser: argparse.ArgumentParser) -> None:
+    """How codes are drawn."""
+    rule = Rule()
+    parser.add_argument(
+        "--steps", type=int, default=rule.steps, help="passes a group of sub-codes (%(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=rule.temperature,
+        help="0, the most probable codes, to 16 (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="another one, another image")
 
 
-def decompress(args: argparse.Namespace) -> int:
-    """``.pqm`` to image file."""
-    codec = Codec.load(args.weights, args.device)
-    fill = commands.rule(args) if args.complete == "draw" else args.complete
-    partial = args.partial or args.complete is not None
-    pixels = codec.decompress(commands.read(args.input), partial=partial, fill=fill)
-    commands.write_pixels(args.outputput, pixels)
-    return 0
+def _complete_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="PNG, JPEG, ... or - for stdin")
+    parser.add_argument("output", help="PNG, JPEG, ... by its suffix, or - for a PNG on stdout")
+    kept = parser.add_mutually_exclusive_group(required=True)
+    kept.add_argument("--keep-stages", type=int, metavar="N", help="the first stages of a stream")
+    kept.add_argument("--keep-subcodes", type=int, metavar="N", help="the first ones everywhere")
+    kept.add_argument(
+        "--replace", metavar="TOP,LEFT,HEIGHT,WIDTH", help="all but a rectangle of pixels"
+    )
+    parser.add_argument("--mean", action="store_true", help="the mean of the others; no drawing")
+    _rule_flags(parser)
+    _weights_flag(parser)
+    _run_flags(parser, "pqmim.commands:complete")
 
 
 def _info_flags(parser: argparse.ArgumentParser) -> None:
@@ -107,96 +130,49 @@ def _info_flags(parser: argparse.ArgumentParser) -> None:
         "target", nargs="?", default="default",
         help="a .pqm file, - for one on stdin, or weights by path or name (%(default)s)",
     )  # fmt: skip
-    parser.set_defaults(call=info)
+    _run_flags(parser, "pqmim.commands:info")
 
 
-def info(args: argparse.Namespace) -> int:
-    """Print the description of a file."""
-    if args.target == commands.STDIO or args.target.endswith(SUFFIX):
-        report = _describe_stream(commands.read(args.target))
-    else:
-        report = _describe_weights(args.target)
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    return 0
-
-
-def _describe_stream(data: bytes) -> dict[str, object]:
-    """What the header says; the payload is not decoded."""
-    stream = container.parse(data)
-    return {
-        "version": stream.version, "model": stream.model.hex(),
-        "width": stream.width, "height": stream.height, "quality": stream.quality,
-        "plan": list(stream.plan), "stages": stream.stages, "stages_planned": stream.planned,
-        "crc32": f"{stream.crc32:08x}", "bytes": len(data),
-        "bpp": round(8 * len(data) / (stream.width * stream.height), 4),
-    }  # fmt: skip
-
-
-def _describe_weights(name: str) -> dict[str, object]:
-    data = checkpoint.read(name)
-    weights = checkpoint.parse(data, name)
-    codec = Codec(weights.model, weights.fingerprint)
-    parameters = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in (("encoder", codec.model.encoder), ("decoder", codec.model.decoder))
-    }
-    if weights.prior is not None:
-        parameters["prior"] = sum(a.size for a in weights.prior.arrays.values())
-    return {
-        "fingerprint": codec.fingerprint, "bytes": len(data), "parameters": parameters,
-        "stride": codec.config.stride, **dataclasses.asdict(codec.config),
-        "bpp": {m: codec.bpp(m) for m in range(1, codec.config.subcodes + 1)},
-        "prior": None if weights.prior is None else dataclasses.asdict(weights.prior.config),
-    }  # fmt: skip
-
-
-def _train_flags(parser: argparse.ArgumentParser) -> None:
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="PNG, JPEG, ... images")
     parser.add_argument(
-        "--input",
-        required=True,
-        metavar="SHARDS",
+        "--codecs", metavar="NAME,...",
+        help="to compare with: jpeg, webp, avif, jxl, ... (all that are installed)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--published", metavar="FILE",
+        help="compare with published curves: a JSON file, or 'default' for those of Kodak",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quality", nargs="+", metavar="Q[:PRICE]",
+        help="operating points: sub-codes, and the price of a bit (a spread over all)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="DIR", help="JSON, CSV and a page go there")
+    parser.add_argument("--rates", action="store_true", help="what the entropy model saves instead")
+    parser.add_argument("--fast", action="store_true", help="fewer stages")
+    _weights_flag(parser)
+    _run_flags(parser, "pqmim.evaluation.command:evaluate")
+
+
+def _train_flags(parser: argparse.ArgumentParser, call: str) -> None:
+    parser.add_argument(
+        "--input", required=True, metavar="SHARDS",
         help="WebDataset tars, a glob; the last is held out",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of the run; resumes if it exists"
     )
     parser.add_argument("--minutes", type=float, help="time budget (the recipe's)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
+    _run_flags(parser, call)
+    parser.set_defaults(device="auto")
 
 
 def _train_autoencoder_flags(parser: argparse.ArgumentParser) -> None:
-    _train_flags(parser)
     parser.add_argument("--trunks", metavar="WEIGHTS", help="begin with the trunks of this model")
-    parser.set_defaults(call=train_autoencoder)
-
-
-def _shards(args: argparse.Namespace) -> list[Path]:
-    """The tars of ``--input``; sets the threads."""
-    shards = [Path(p) for p in sorted(glob.glob(args.input))]
-    if len(shards) < 2:
-        raise ValueError(
-            f"--input {args.input} matches {len(shards)} tars, two are needed: one is held out"
-        )
-    torch.set_num_threads(args.threads)
-    return shards
-
-
-def train_autoencoder(args: argparse.Namespace) -> int:
-    """Train, then write the weights beside the log."""
-    from pqmim.training import autoencoder
-
-    recipe = autoencoder.Recipe()
-    if args.minutes:
-        recipe = dataclasses.replace(recipe, minutes=args.minutes)
-    other = Codec.load(args.trunks).model if args.trunks else None
-    model = autoencoder.train(recipe, _shards(args), args.output, torch.device(args.device), other)
-    sys.stdout.write(f"{checkpoint.write(model, args.output)}\n")
-    return 0
+    _train_flags(parser, "pqmim.training.command:train_autoencoder")
 
 
 def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
-    _train_flags(parser)
     parser.add_argument("--weights", default="default", help="autoencoder: path or name")
     parser.add_argument("--passes", type=int, default=4, help="variants of a photo (%(default)s)")
     parser.add_argument(
@@ -209,50 +185,4 @@ def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
         help="begin with the entropy model of these weights, at half the learning rate; that of "
         "another autoencoder's codes is translated first",
     )  # fmt: skip
-    parser.set_defaults(call=train_prior)
-
-
-def _prior_recipe(
-    args: argparse.Namespace, codes_of: AutoencoderConfig
-) -> tuple[PriorRecipe, integers.Checkpoint | None]:
-    """The recipe, and the entropy model of ``--go-on``."""
-    from pqmim.training.prior import PriorRecipe
-
-    if not args.go_on:
-        config = PriorConfig(subcodes=codes_of.subcodes, codewords=codes_of.codewords)
-        recipe, other = PriorRecipe(model=config), None
-    else:
-        other = checkpoint.parse(checkpoint.read(args.go_on), args.go_on).prior
-        if other is None:
-            raise ValueError(f"--go-on {args.go_on}: these weights have no entropy model")
-        checkpoint.check_pair(codes_of, other)
-        recipe = PriorRecipe(model=dataclasses.replace(other.config, chain=True))
-        recipe = dataclasses.replace(recipe, peak_lr=recipe.peak_lr / 2)
-    if args.minutes:
-        recipe = dataclasses.replace(recipe, minutes=args.minutes)
-    return recipe, other
-
-
-def train_prior(args: argparse.Namespace) -> int:
-    """Encode the corpus, train, then write both halves into one weights file beside the log."""
-    from pqmim.training import codes, prior_run, translate
-
-    shards = _shards(args)
-    weights = checkpoint.parse(checkpoint.read(args.weights), args.weights)
-    recipe, other = _prior_recipe(args, weights.model.config)
-    if other is not None:
-        old, bare = Codec.load(args.go_on, args.device), Codec(weights.model, "", args.device)
-        other = translate.follow(other, old, bare, shards[:-1])
-    codec = Codec(weights.model, weights.fingerprint, args.device, other or weights.prior)
-    train, held_out = codes.load_codes(codec, shards, args.passes, args.searched)
-    device = torch.device(args.device)
-    quantizer = codec.model.quantizer
-    codebook, lengths = quantizer.codebook, quantizer.lengths()
-    trainer = prior_run.begin(recipe, args.output, device, codebook, lengths, other)
-    trained = prior_run.train(trainer, train, held_out, args.output)
-    sys.stdout.write(f"{checkpoint.write(codec.model, args.output, trained)}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    _train_flags(parser, "pqmim.training.command:train_prior")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +51,13 @@ class Meter:
             self.shown = self.clock()
             share = f"{done / self.total:.0%}, " if self.total else ""
             self.say(f"{self.what}: {share}{note}")
+
+    def show_run(self, seconds: float, step: int, note: str) -> None:
+        """A training run with a budget of ``total`` minutes; what is left of it is the forecast."""
+        left = max(0.0, 60 * (self.total or 0.0) - seconds)
+        rate = step / seconds if seconds else 0.0
+        eta = datetime.timedelta(seconds=round(left))
+        self.show(seconds / 60, f"step {step}, {rate:.2f}/s, {note}, ETA {eta}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""

@@ -28,17 +28,34 @@ def run(name: str, archive) -> dict:
 
 def test_code_stream(archive):
     names = run("resumed =", archive)
-    first, rest = names["batch"].key, [b.key for b in names["resumed"].batches(2)]
-    assert sorted(first + sum(rest, [])) == [row.key for row in archive.ok]
+    assert names["resumed"].epoch == 1 and names["state"]["epoch"] == 0
+    first, resumed = names["state"], names["resumed"]
+    resumed.load_state_dict(first)
+    left = [key for batch in resumed.batches(2) for key in batch.key]
+    assert len(left) == len(set(left)) == len(archive.ok) - 32
 
 
 def test_a_dataloader_of_ones_own(archive):
-    assert len(run("set_epoch", archive)["batch"]) <= 32
+    names = run("for epoch in range(3)", archive)
+    assert names["images"] == [len(archive.ok)] * 3
+    assert (names["state"]["epoch"], names["state"]["cursors"]) == (3, {})
+
+
+def test_ranks(archive):
+    assert run("even_batches", archive)["lengths"] == [3] * 4
 
 
 def test_code_table(archive):
     names = run("CodeTable", archive)
     assert names["same"]["key"] == archive.ok[0].key == names["sample"]["key"]
+    assert len(names["some"]) == 10 and not names["there"]
+    assert names["every"] == [row.key for row in archive.ok]
+
+
+def test_pandas(archive):
+    pytest.importorskip("pandas")
+    frame = run("import pandas", archive)["frame"]
+    assert frame["codes"].to_list() == [row.codes for row in archive.ok]
 
 
 def test_datasets(archive):
@@ -61,4 +78,4 @@ def test_polars(archive):
 
 
 def test_no_block_is_left_out():
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 8

@@ -17,6 +17,7 @@ MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are 
     "pqmim.autoencoder": set(),
     "pqmim.prior": {"pqmim.autoencoder"},  # whose config alone, see below
     "pqmim.coding": {"pqmim.prior"},
+    "pqmim.pictures": set(),
     "pqmim.metrics": set(),
     "pqmim.meter": set(),
     "pqmim.context": set(),
@@ -46,13 +47,14 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "fsspec": {"pipeline.store.s3"},
     "s3fs": {"pipeline.store.s3"},
     "pyarrow": {"pipeline.archive", "pipeline.codes"},
-    "simplejpeg": {"pipeline.work.images"},
+    "simplejpeg": {"pqmim.pictures"},
     "constriction": {"pqmim.coding"},
     "numba": {"pqmim.prior.kernels"},  # an extra
     "matplotlib": {"pqmim.evaluation"},  # an extra
 }
 CODEC_MAY_IMPORT = {
-    "torch", "numpy", "constriction", "safetensors", "PIL", "pqmim", "matplotlib", "numba", "tqdm",
+    "torch", "numpy", "constriction", "safetensors", "PIL", "simplejpeg", "pqmim", "matplotlib",
+    "numba", "tqdm",
 }  # fmt: skip
 
 

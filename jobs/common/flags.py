@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jobs import common
 from jobs.common import UsageError
-from pipeline.plan import STORES, Plan, Resources
+from pipeline.plan import ICC, STORES, Plan, Resources
 from pqmim.coding.schedule import DEFAULT_PRICE
 
 
@@ -66,6 +66,14 @@ def _add_input_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-pixels", type=int, default=Plan.max_pixels, metavar="N",
         help="larger images become rows 'too_large' (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--icc", choices=ICC, default=Plan.icc,
+        help="colour profiles: to sRGB, taken as sRGB, or rows 'decode_error' (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--strict-images", action="store_true",
+        help="images whose decoder warns become rows 'decode_error', not rows with a note",
     )  # fmt: skip
 
 

@@ -69,6 +69,8 @@ def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> P
             crop=args.crop,
             min_side=args.min_side,
             max_pixels=args.max_pixels,
+            icc=args.icc,
+            strict_images=args.strict_images,
             hash=args.hash,
             measure=args.measure,
             batch_pixels=args.batch_pixels,
@@ -88,15 +90,23 @@ def price_of(args: argparse.Namespace) -> float:
     return float(args.price)
 
 
-def begin(store: Store, plan: Plan, specs: Sequence[ShardSpec], weights: bytes) -> None:
+def begin(store: Store, plan: Plan, specs: Sequence[ShardSpec], weights: bytes) -> Plan:
     """Freeze the plan, the input listing and the model in the archive, or find them the same.
+
+    The plan to follow: that of an older archive is one by the rules of its format version.
 
     Raises:
         pipeline.plan.PlanMismatch: the prefix holds another run.
     """
-    commit.begin(store, plan)
+    begun = commit.begin(store, plan)
+    if begun != plan:
+        log.warning(
+            "%s: of format version 1: ICC profiles are ignored there, and what the codes do not "
+            "hold is not recorded", store.root,
+        )  # fmt: skip
     store.put_if_absent("inputs.parquet", table.write_listing(list(specs)))
     store.put_if_absent(commit.model_name(plan.model), weights)
+    return begun
 
 
 def work_off(

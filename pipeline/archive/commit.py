@@ -83,15 +83,18 @@ def damaged_name(shard_id: str) -> str:
     return f"damaged/{shard_id}.json"
 
 
-def begin(store: Store, plan: Plan) -> None:
-    """Put the plan into the archive, or check that the one there is the same.
+def begin(store: Store, plan: Plan) -> Plan:
+    """Put the plan into the archive, or check that the one there is the same; the plan to follow.
+
+    An archive of an older format version goes on by its own rules.
 
     Raises:
         PlanMismatch: the prefix belongs to another plan; names the fields that differ.
     """
     if store.put_if_absent(PLAN, plan.to_json()):
-        return
+        return plan
     there = read_plan(store)
+    plan = plan.as_begun(there)
     differences = plan.differences(there)
     if differences:
         hint = ""
@@ -101,6 +104,7 @@ def begin(store: Store, plan: Plan) -> None:
             f"{store.url(PLAN)} is of another run ({'; '.join(differences)}){hint}: "
             "use the options and inputs of that run to resume it, or choose another output"
         )
+    return plan
 
 
 def read_plan(store: Store) -> Plan:

@@ -2,11 +2,14 @@
 
     key string | status string | error string? | width height int32 | grid_w grid_h int16
     codes binary? [h, w, M] row-major | bitstream binary? | crc32 int64? of the raw codes
-    psnr float32? | source_sha256 binary? | kept columns
+    psnr float32? | source_sha256 binary? | dropped list<string>? | kept columns
 
 ``binary`` rather than lists, which read about 20 times slower.  Payload columns are uncompressed
 (they are dense already) and have no dictionary or statistics; text is zstd.  Page checksums are on:
 without them a flipped bit in a page goes unnoticed.  The same rows give the same bytes.
+
+``dropped`` names what the source had and the codes do not hold (pqmim/pictures); tables of format
+version 1 have no such column.  The ``error`` of an ok row is a note.
 
 ``--store`` decides which of codes and bitstream an ok row has: one of them, or both.  The bitstream
 is the bare output of the range coder: size and grid are in the row, the model, the stage plan and
@@ -29,11 +32,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import keep
-from pipeline.plan import FORMAT_VERSION, Facts, Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 
 ROW_GROUP = 1024  # rows
 PREFIX = "pqmim."
 STRINGS = ("key", "status", "error")
+IMAGE_NOTE = "image: "  # how a note on an image begins; others are on kept columns
 # What a flipped byte raises: found by flipping every byte of a table (bad UTF-8 is a ValueError).
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
@@ -59,6 +63,12 @@ class Row:
     psnr: float | None = None
     source_sha256: bytes | None = None
     kept: dict[str, object] = field(default_factory=dict)
+    dropped: tuple[str, ...] | None = None  # None: nothing, or not recorded
+
+    @property
+    def noted(self) -> bool:
+        """Whether some pixels of the image may be wrong."""
+        return self.status is Status.OK and (self.error or "").startswith(IMAGE_NOTE)
 
     @property
     def payload_bytes(self) -> int:
@@ -82,6 +92,8 @@ def schema(plan: Plan) -> pa.Schema:
         pa.field("psnr", pa.float32()),
         pa.field("source_sha256", pa.binary()),
     ]
+    if plan.has_dropped:
+        columns.append(pa.field("dropped", pa.list_(pa.string())))
     kept = [keep.parse(spec) for spec in plan.keep]
     columns += [pa.field(k.name, pa.type_for_alias(k.type)) for k in kept]
     return pa.schema(columns)
@@ -103,7 +115,7 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
     }
     data["status"] = [row.status.value for row in rows]
     footer = {
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(plan.format_version),
         "plan_digest": plan.digest,
         "model": plan.model,
         "subcodes": str(plan.quality),
@@ -115,15 +127,22 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
         "source_size": str(spec.size),
         "source_etag": spec.etag,
         "rows": json.dumps(result.rows, sort_keys=True),
-        "result": json.dumps(
-            {"outcome": result.outcome, "rows": result.rows, "pixels": result.pixels,
-             "code_bytes": result.code_bytes, "damage": result.damage}, sort_keys=True),
+        "result": json.dumps(_facts(result), sort_keys=True),
         "versions": _versions(),
     }  # fmt: skip
     if plan.stores_bitstream:
         coder = {"stages": plan.stages, "constriction": version("constriction")}
         footer["coder"] = json.dumps(coder, sort_keys=True)
     return to_parquet(pa.table(data, schema=columns), footer)
+
+
+def _facts(result: ShardResult) -> dict[str, object]:
+    """What two runs share of a ledger entry."""
+    facts: dict[str, object] = {
+        "outcome": result.outcome, "rows": result.rows, "pixels": result.pixels,
+        "code_bytes": result.code_bytes, "damage": result.damage,
+    }  # fmt: skip
+    return {**facts, "dropped": result.dropped} if result.dropped else facts
 
 
 def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:
@@ -134,7 +153,9 @@ def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(
         table, sink, version="2.6", row_group_size=ROW_GROUP, use_dictionary=["status"],
-        compression={n: "zstd" if n in text else "none" for n in names},
+        compression={
+            "dropped.list.element": "zstd", **{n: "zstd" if n in text else "none" for n in names}
+        },
         write_statistics=["key", "width", "height"], write_page_index=True,
         write_page_checksum=True,
     )  # fmt: skip
@@ -170,15 +191,19 @@ def read_rows(data: bytes, columns: Sequence[str] | None = None) -> Iterator[Row
     Raises:
         BadTable: damaged bytes, at the latest when the damaged row group is reached.
     """
-    read_footer(data)
+    footer = read_footer(data)
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         own = set(Row.__dataclass_fields__)
+        if footer.get("format_version") == "1":
+            own.remove("dropped")  # a kept column may have that name there
         for group in range(file.num_row_groups):
             for record in file.read_row_group(group, columns=columns).to_pylist():
                 fixed = {k: v for k, v in record.items() if k in own}
                 fixed["status"] = Status(fixed.get("status", Status.OK))
                 fixed.setdefault("key", "")
+                if fixed.get("dropped") is not None:
+                    fixed["dropped"] = tuple(fixed["dropped"])
                 yield Row(**fixed, kept={k: v for k, v in record.items() if k not in own})
     except UNREADABLE as error:
         raise BadTable(f"damaged table: {error}") from error

@@ -1,13 +1,15 @@
-"""One row group of a code table: fetched by one range read, then decoded to codes and columns.
+"""One row group of a code table: read by one range read, to codes and columns.
 
 The range goes from the first to the last column that is needed; a gap of more than GAP bytes (the
-bitstreams, where a table has both) is left out and makes two reads.  Fetching and decoding are
-apart, so that threads can fetch ahead.  Only ok rows come out: the others have no codes.
+bitstreams, where a table has both) is left out and makes two reads.  pyarrow decodes the range and
+verifies the checksums of its pages; the codes stay in the buffer where pyarrow has put them.  Any
+thread may read, because each opens a Parquet file of its own over the bytes.  Only ok rows come
+out: the others have no codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,56 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import keep
 from pipeline.archive import table
-from pipeline.archive.manifest import DatasetError, Manifest
+from pipeline.archive.manifest import Manifest
 from pipeline.archive.table import BadTable
-from pipeline.codes import pages
+from pipeline.codes.query import GRID, VALID, Filter, Query
 from pipeline.plan import Status
 from pipeline.store.storage import Store
 
 GAP = 64 << 10  # bytes; a request takes longer than reading over so many
-FIXED = ("key", "status", "grid_w", "grid_h")
-OPERATORS = ("=", "==", "!=", "<", "<=", ">", ">=", "in", "not in")  # those of pyarrow's filters
-VALID = "is valid"  # ours: the column is not null
-
-Filter = tuple[str, str, object]
-
-
-class MissingColumn(DatasetError):
-    """The tables have no such column."""
-
-
-class NoCodes(DatasetError):
-    """The tables have bitstreams alone."""
 
 
 @dataclass(frozen=True)
-class Query:
-    """What is read of a row group."""
-
-    columns: tuple[str, ...]  # besides the key
-    where: tuple[Filter, ...]
-    codes: bool = True
-    checksums: bool = True
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Bytes of a row group by their place in the table's file."""
-
-    ranges: tuple[tuple[int, bytes], ...]
-
-    def slice(self, start: int, length: int) -> memoryview:
-        """Some of the bytes."""
-        for first, data in self.ranges:
-            if first <= start and start + length <= first + len(data):
-                return memoryview(data)[start - first : start - first + length]
-        raise OSError(f"bytes {start} to {start + length} were not fetched")
-
-
-@dataclass(frozen=True)
-class Block:
+class GroupRows:
     """Ok rows with their codes; ``data[offset : offset + length]`` is a row's."""
 
     data: np.ndarray  # uint8
@@ -74,117 +38,151 @@ class Block:
     rows: pa.Table  # key and columns
     origin: np.ndarray  # [rows, 2] uint32: row group of the archive, row in it
 
-    def take(self, rows: np.ndarray) -> Block:
+    def slice(self, first: int, end: int) -> GroupRows:
+        """Neighbours, without a copy."""
+        if first <= 0 and end >= len(self.grids):
+            return self
+        part = slice(first, end)
+        rows = self.rows.slice(first, max(0, end - first))
+        return GroupRows(
+            self.data, self.offsets[part], self.lengths[part], self.grids[part], rows,
+            self.origin[part],
+        )  # fmt: skip
+
+    def take(self, rows: np.ndarray) -> GroupRows:
         """Some rows, with a copy of their codes."""
         lengths = self.lengths[rows]
-        ends = np.cumsum(lengths)
-        pieces = [self.data[at : at + n] for at, n in zip(self.offsets[rows], lengths, strict=True)]
-        data = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
-        return Block(
-            data, ends - lengths, lengths, self.grids[rows], self.rows.take(rows), self.origin[rows]
+        starts = np.cumsum(lengths) - lengths
+        data = np.empty(int(lengths.sum()), np.uint8)
+        for length in np.unique(lengths):  # one for each size of grid
+            some = np.flatnonzero(lengths == length)
+            found = windows(self.data, int(length))[self.offsets[rows[some]]]
+            windows(data, int(length))[starts[some]] = found
+        return GroupRows(
+            data, starts, lengths, self.grids[rows], self.rows.take(rows), self.origin[rows]
         )
 
 
-def check_query(manifest: Manifest, query: Query, root: str) -> None:
-    """Refuse what these tables cannot give.
-
-    Raises:
-        NoCodes, MissingColumn: with the way out.
-    """
-    if query.codes and not manifest.plan.stores_codes:
-        raise NoCodes(
-            f"{root}: has bitstreams, no raw codes: run python -m jobs.transcode --archive {root} "
-            "--output NEW --store codes, then python -m jobs.finish --archive NEW"
-        )
-    there = table.schema(manifest.plan).names
-    for name in (*query.columns, *(column for column, _, _ in query.where)):
-        if name not in there or name in ("codes", "bitstream"):
-            kept = ", ".join(keep.parse(spec).name for spec in manifest.plan.keep) or "none"
-            raise MissingColumn(
-                f"{root}: no column {name!r} to read beside the codes (kept columns: {kept}): "
-                "labels and the like come in with jobs.encode --keep"
-            )
-    for column, operator, _ in query.where:
-        if operator not in (*OPERATORS, VALID):
-            raise MissingColumn(f"where {column!r} {operator!r}: one of {OPERATORS} or {VALID!r}")
+def windows(data: np.ndarray, length: int) -> np.ndarray:
+    """[bytes, length] view of the bytes that follow each byte."""
+    return np.lib.stride_tricks.as_strided(data, (len(data) - length + 1, length), (1, 1))
 
 
-def fetch(store: Store, manifest: Manifest, group: int, query: Query) -> Fetched:
-    """The bytes of a row group that the query needs."""
-    name = manifest.names[manifest.group_table[group]]
-    places = sorted(_places(manifest, group, query).values())
-    merged = [list(places[0])]
-    for start, end in places[1:]:
-        if start - merged[-1][1] > GAP:
-            merged.append([start, end])
-        merged[-1][1] = max(end, merged[-1][1])
-    return Fetched(tuple((a, store.get_range(name, a, b - a)) for a, b in merged))
-
-
-def decode(store: Store, manifest: Manifest, group: int, query: Query, fetched: Fetched) -> Block:
+def read(store: Store, manifest: Manifest, group: int, query: Query) -> GroupRows:
     """The rows of a row group that are ok and pass the filters.
 
     Raises:
         BadTable: damaged, not what the manifest describes, or an ok row has no codes.
     """
-    number = int(manifest.group_table[group])
-    where = f"{store.url(manifest.names[number])}, row group {manifest.group_number[group]}"
+    where = _where(store, manifest, group)
+    found = _columns(store, manifest, group, query.names, query.checksums)
     try:
-        small = _columns(manifest, group, query, fetched)
-        ok = pc.equal(small["status"], Status.OK.value).to_numpy().astype(bool)
-        grid_h, grid_w = (small[n].to_numpy().astype(np.int64) for n in ("grid_h", "grid_w"))
+        ok = _ok(found)
+        chosen = np.flatnonzero(ok & _passing(found, query.where))
+        grids = _grids(found)
         width = 1 if manifest.plan.codewords <= 256 else 2  # bytes of a code
-        sizes = grid_h * grid_w * manifest.plan.quality * width
-        data, offsets = np.empty(0, np.uint8), np.full(len(ok), -1, np.int64)
+        sizes = (grids >> 16) * (grids & 0xFFFF) * manifest.plan.quality * width
+        data, offsets = np.empty(0, np.uint8), np.zeros(len(ok), np.int64)
         if query.codes:
-            begin, end = _places(manifest, group, query)["codes"]
-            chunk = fetched.slice(begin, end - begin)
-            data = np.frombuffer(chunk, np.uint8)
-            offsets = pages.offsets(chunk, np.where(ok, sizes, -1), query.checksums)
-    except pages.BadPages as error:
-        culprit = _culprit(manifest, group, fetched, ok, sizes)
-        raise BadTable(f"{where}: {culprit or error}; jobs.verify says more") from error
+            wrong = _wrong_codes(found, ok, sizes)
+            if wrong:
+                raise BadTable(f"{where}: {wrong}; jobs.verify says more")
+            data, offsets = _values(found["codes"])
     except table.UNREADABLE as error:
         raise BadTable(f"{where}: damaged: {error}; jobs.verify says more") from error
-    chosen = np.flatnonzero(ok & _passing(small, query.where))
-    rows = small.select(["key", *query.columns])
+    rows = found.select(["key", *query.columns])
     if len(chosen) < len(ok):
         rows = rows.take(chosen)
     origin = np.stack([np.full(len(chosen), group), chosen], 1).astype(np.uint32)
-    return Block(
-        data, offsets[chosen], sizes[chosen], (grid_h << 16 | grid_w)[chosen],
-        rows, origin,
-    )  # fmt: skip
+    return GroupRows(data, offsets[chosen], sizes[chosen], grids[chosen], rows, origin)
 
 
-def _wanted(query: Query) -> list[str]:
-    """Columns for pyarrow, each once."""
-    return list(dict.fromkeys([*FIXED, *query.columns, *(column for column, _, _ in query.where)]))
+def read_grids(store: Store, manifest: Manifest, group: int, query: Query) -> np.ndarray:
+    """[rows] uint32, h << 16 | w, of the rows that are ok and pass the filters.
+
+    Raises:
+        BadTable: damaged, or not what the manifest describes.
+    """
+    names = list(dict.fromkeys([*GRID, *(column for column, _, _ in query.where)]))
+    found = _columns(store, manifest, group, names, query.checksums)
+    try:
+        return _grids(found)[_ok(found) & _passing(found, query.where)].astype(np.uint32)
+    except table.UNREADABLE as error:
+        where = _where(store, manifest, group)
+        raise BadTable(f"{where}: damaged: {error}; jobs.verify says more") from error
 
 
-def _places(manifest: Manifest, group: int, query: Query) -> dict[str, tuple[int, int]]:
-    """First byte and end of the column chunks that are needed, by column."""
-    names = {*_wanted(query), *(("codes",) if query.codes else ())}
-    metadata = manifest.metadata(int(manifest.group_table[group]))
-    found = metadata.row_group(int(manifest.group_number[group]))
-    places = {}
-    for index in range(metadata.num_columns):
-        column = found.column(index)
-        if column.path_in_schema in names:
-            first = column.dictionary_page_offset or column.data_page_offset
-            places[column.path_in_schema] = (first, first + column.total_compressed_size)
-    return places
+def _where(store: Store, manifest: Manifest, group: int) -> str:
+    name = manifest.names[int(manifest.group_table[group])]
+    return f"{store.url(name)}, row group {manifest.group_number[group]}"
+
+
+def _ok(found: pa.Table) -> np.ndarray:
+    return pc.equal(found["status"], Status.OK.value).to_numpy().astype(bool)
+
+
+def _grids(found: pa.Table) -> np.ndarray:
+    grid_h, grid_w = (found[name].to_numpy().astype(np.int64) for name in ("grid_h", "grid_w"))
+    return grid_h << 16 | grid_w
+
+
+def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of a binary column where pyarrow has put them, and where each row's begin."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array)]
+    return np.frombuffer(data or b"", np.uint8), starts.astype(np.int64)
+
+
+def _wrong_codes(found: pa.Table, ok: np.ndarray, sizes: np.ndarray) -> str | None:
+    """The first ok row without codes, or with those of another grid."""
+    lengths = pc.fill_null(pc.binary_length(found["codes"]), -1).to_numpy()
+    wrong = np.flatnonzero(ok & (lengths != sizes))
+    if len(wrong) == 0:
+        return None
+    row = int(wrong[0])
+    key, length = found["key"][row].as_py(), int(lengths[row])
+    if length < 0:
+        return f"key {key!r}: status ok, but its codes are null"
+    return f"key {key!r}: {length} bytes of codes, its grid has {sizes[row]}"
 
 
 def _columns(
-    manifest: Manifest, group: int, query: Query, fetched: Fetched, *more: str
+    store: Store, manifest: Manifest, group: int, names: list[str], checksums: bool
 ) -> pa.Table:
+    """Some columns of all rows, the failed ones included."""
+    number = int(manifest.group_table[group])
+    places = _places(manifest, group, names)
+    merged = [list(places[0])]
+    for start, end in places[1:]:
+        if start - merged[-1][1] > GAP:
+            merged.append([start, end])
+        merged[-1][1] = max(end, merged[-1][1])
+    name = manifest.names[number]
+    fetched = [(a, store.get_range(name, a, b - a)) for a, b in merged]
+    try:
+        file = pq.ParquetFile(
+            pa.PythonFile(_Ranges(fetched), "r"),
+            metadata=manifest.metadata(number),
+            page_checksum_verification=checksums,
+        )
+        return file.read_row_group(int(manifest.group_number[group]), names, use_threads=False)
+    except table.UNREADABLE as error:
+        where = _where(store, manifest, group)
+        raise BadTable(f"{where}: damaged: {error}; jobs.verify says more") from error
+
+
+def _places(manifest: Manifest, group: int, names: Iterable[str]) -> list[tuple[int, int]]:
+    """First byte and end of the column chunks that are needed, in the order of the file."""
     metadata = manifest.metadata(int(manifest.group_table[group]))
-    file = pq.ParquetFile(
-        pa.PythonFile(_Ranges(fetched), "r"), metadata=metadata, page_checksum_verification=True
-    )
-    number = int(manifest.group_number[group])
-    return file.read_row_group(number, [*_wanted(query), *more], use_threads=False)
+    found, wanted = metadata.row_group(int(manifest.group_number[group])), set(names)
+    places = []
+    for index in range(metadata.num_columns):
+        column = found.column(index)
+        if column.path_in_schema in wanted:
+            first = column.dictionary_page_offset or column.data_page_offset
+            places.append((first, first + column.total_compressed_size))
+    return sorted(places)
 
 
 def _passing(small: pa.Table, where: Sequence[Filter]) -> np.ndarray:
@@ -202,34 +200,18 @@ def _passing(small: pa.Table, where: Sequence[Filter]) -> np.ndarray:
     return passing
 
 
-def _culprit(
-    manifest: Manifest, group: int, fetched: Fetched, ok: np.ndarray, sizes: np.ndarray
-) -> str | None:
-    """The first ok row without codes, or with those of another grid, if pyarrow can read them."""
-    try:
-        found = _columns(manifest, group, Query((), ()), fetched, "codes")
-    except table.UNREADABLE:
-        return None
-    for row in np.flatnonzero(ok):
-        value, key = found["codes"][int(row)].as_py(), found["key"][int(row)].as_py()
-        if value is None:
-            return f"key {key!r}: status ok, but its codes are null"
-        if len(value) != sizes[row]:
-            return f"key {key!r}: {len(value)} bytes of codes, its grid has {sizes[row]}"
-    return None
-
-
 class _Ranges:
     """A file of which only some bytes are there, for pyarrow."""
 
     closed = False
 
-    def __init__(self, fetched: Fetched) -> None:
-        self._fetched, self._at = fetched, 0
+    def __init__(self, ranges: Sequence[tuple[int, bytes]]) -> None:
+        """``ranges``: first byte in the file, and the bytes."""
+        self._ranges, self._at = ranges, 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if whence == 2:
-            first, data = self._fetched.ranges[-1]
+            first, data = self._ranges[-1]
             offset += first + len(data)
         self._at = offset + (self._at if whence == 1 else 0)
         return self._at
@@ -237,10 +219,13 @@ class _Ranges:
     def tell(self) -> int:
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
-        data = bytes(self._fetched.slice(self._at, size))
-        self._at += len(data)
-        return data
+    def read_buffer(self, size: int) -> memoryview:
+        """What pyarrow prefers to ``read``, because it need not copy."""
+        start, self._at = self._at, self._at + size
+        for first, data in self._ranges:
+            if first <= start and start + size <= first + len(data):
+                return memoryview(data)[start - first : start - first + size]
+        raise OSError(f"bytes {start} to {start + size} were not fetched")
 
     def readable(self) -> bool:
         return True

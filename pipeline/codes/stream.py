@@ -6,107 +6,156 @@
         checkpoint["data"] = stream.state_dict() # exact, in mid-epoch too
 
 Order: tables are permuted, row groups permuted among SPAN tables, rows permuted in a window of
-``buffer_bytes``.  Row groups are dealt to ranks and workers in turn, so that ranks may differ by
-some batches: with collective operations stop all at the shortest.  Batches hold one grid each; the
-last ones of an epoch may be part-full.
+``buffer_bytes``.  Rows are dealt to ranks, which differ by one at most (``pipeline.codes.shares``).
+Batches hold one grid each; the last ones of an epoch may be part-full.
+
+Every iteration is the next epoch (``pipeline.codes.epochs``), however far the one before it went.
+Only after ``load_state_dict`` the next one is the rest of an epoch.
 
 Memory of a worker: about three times ``buffer_bytes``, and a part-full batch for every grid, no
-more than ``buffer_bytes`` of them.  Not for ``persistent_workers``: they would not hear of a state.
+more than ``buffer_bytes`` of them.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.archive import manifest
-from pipeline.archive.manifest import DatasetError
-from pipeline.codes import rowgroups, sampler
-from pipeline.codes.rowgroups import Block, Fetched, Filter, Query
-from pipeline.codes.sampler import Cursor
-from pipeline.codes.window import Arena, Batch, Place, Window, column_values, torch_type
+from pipeline.codes import query
+from pipeline.codes.counts import RowCounts
+from pipeline.codes.epochs import Epochs
+from pipeline.codes.errors import NotHere, StateMismatch
+from pipeline.codes.order import Cursor
+from pipeline.codes.query import Filter, Query
+from pipeline.codes.reading import BatchReader
+from pipeline.codes.shares import Dealer
+from pipeline.codes.window import CodeBatch, Place
 from pipeline.store.storage import Store
 
 BUFFER_BYTES = 32 << 20  # 16,000 images of 16 x 16 x 8
-FETCHES = 8  # row groups read at once; S3 needs several to fill a line
+ORDER = "by rows"  # of the states; those of other orders mean other rows
 
 
-class StateMismatch(DatasetError):
-    """A state is of another stream."""
+@dataclass
+class Consumed:
+    """How far an epoch is consumed."""
+
+    epoch: int
+    workers: int
+    busy: tuple[int, ...] | None  # workers that have any batch; None: not known yet
+    cursors: dict[int, Cursor] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of the epoch is left."""
+        return self.busy is not None and all(
+            worker in self.cursors and self.cursors[worker].last for worker in self.busy
+        )
 
 
-class MixedGrids(DatasetError):
-    """An image does not have the grid that was asked for."""
-
-
-class NotHere(DatasetError):
-    """The DataLoader runs its workers in a way that this stream cannot work with."""
-
-
-class CodeStream(IterableDataset[Batch]):
+class CodeStream(IterableDataset[CodeBatch]):
     """One rank's share of an archive's ok images, one epoch an iteration."""
 
     def __init__(
         self,
-        uri: str,
+        uri: str | Path,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
         batch_size: int = 256,
-        columns: Sequence[str] = (),
-        where: Sequence[Filter] = (),
-        grid: tuple[int, int] | None = None,
+        columns: str | Sequence[str] = (),
+        where: Filter | Sequence[Filter] = (),
+        grid: Sequence[int] | None = None,
         buffer_bytes: int = BUFFER_BYTES,
         checksums: bool = True,
+        drop_last: bool = False,
+        even_batches: bool = False,
     ) -> None:
         """``where``: all must hold, e.g. ``[("width", ">=", 256), ("json.label", "in", [3, 7])]``,
         with ``(column, "is valid", True)`` for not null; ``grid``: the only (h, w) expected.
+        ``drop_last``: full batches alone.  ``even_batches``: every rank gives as many as the one
+        with the fewest; with one grid that leaves out one image a rank at most.
+
+        With filters and several ranks all row groups are looked at, once, to count rows; with
+        ``drop_last`` or ``even_batches`` and no ``grid``, to see the grids (``RowCounts``).
 
         Raises:
-            pipeline.archive.manifest.MissingManifest, pipeline.codes.rowgroups.NoCodes,
-            MissingColumn: each with the command that helps.
+            pipeline.archive.manifest.MissingManifest, pipeline.codes.errors.NoCodes,
+            MissingColumn, TooFewImages: each with the way out.
         """
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(f"rank {rank} of {world_size}, batch_size {batch_size}")
+        if grid is not None and len(grid) != 2:
+            raise ValueError(f"grid {grid!r}: (rows, columns) of the codes")
         self.rank, self.world_size = rank, world_size
-        self.seed, self.batch_size, self.grid = seed, batch_size, grid
-        self.buffer_bytes, self.epoch = buffer_bytes, 0
-        self.query = Query(tuple(columns), tuple(where), checksums=checksums)
-        self.store = Store(uri)
-        self._cursors: dict[int, Cursor] = {}
-        self._workers: int | None = None  # that the cursors are of; None: any
-        self._open()
-        rowgroups.check_query(self._manifest, self.query, self.store.root)
-
-    def _open(self) -> None:
-        self._manifest = manifest.read(self.store)
+        self.seed, self.batch_size, self.buffer_bytes = seed, batch_size, buffer_bytes
+        self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
+        self.drop_last, self.even_batches = drop_last, even_batches
+        self.query = Query.of(columns, where, checksums)
+        self.store = Store(os.fspath(uri))
+        self._epochs = Epochs()
+        self._progress: Consumed | None = None
+        self._given: Consumed | None = None  # a state that a worker was told
         self._process = os.getpid()
-        self._iterated = False
+        self._manifest = manifest.read(self.store)
+        query.check_query(self._manifest, self.query, self.store.root)
+        self._counts = RowCounts(self.store, self._manifest, self.query)
+        if drop_last or even_batches:
+            self._counts_needed = self.grid is None or bool(self.query.where)
+        else:
+            self._counts_needed = bool(self.query.where) and world_size > 1
+        if self._counts_needed:
+            self._counts.grids()  # here, so that workers need not
+        if self._counts_needed or not self.query.where:
+            self._dealer().check()
+
+    def _dealer(self) -> Dealer:
+        return Dealer(
+            self._manifest, self._counts, self.seed, self.rank, self.world_size, self.batch_size,
+            self.buffer_bytes, self.drop_last, self.even_batches and self.world_size > 1,
+            self.grid is not None,
+        )  # fmt: skip
 
     @property
-    def rows(self) -> int:
-        """Ok images of all ranks, before filters."""
-        return int(self._manifest.ok_rows.sum())
+    def epoch(self) -> int:
+        """The epoch that the next iteration is."""
+        return self._epochs.next()
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch, for ``len(DataLoader(stream, batch_size=None))``.
+
+        Looks at all row groups once, unless ``grid`` says that there is one.
+
+        Raises:
+            TypeError: the images have several grids, so that it depends on the workers.
+        """
+        return self._dealer().batches()
 
     # State ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this rank is: what :meth:`batches` handed out, or :meth:`mark` was told of.
+        """Where this rank is: what it or :meth:`batches` handed out, or :meth:`mark` was told of.
 
-        Plain numbers and strings; with left-over rows about 10 bytes an image of a batch.
+        Behind the last batch of an epoch it is the beginning of the next.  Plain numbers and
+        strings; with left-over rows about 10 bytes an image of a batch.
         """
-        cursors = {str(worker): c.to_state() for worker, c in sorted(self._cursors.items())}
-        return {**self._identity(), "epoch": self.epoch, "workers": self._workers,
-                "cursors": cursors}  # fmt: skip
+        found = self._progress
+        if found is None or found.finished:
+            epoch = self.epoch if found is None else found.epoch + 1
+            return {**self._identity(), "epoch": epoch, "workers": None, "cursors": {}}
+        cursors = {str(worker): c.to_state() for worker, c in sorted(found.cursors.items())}
+        workers = found.workers if cursors else None
+        return {**self._identity(), "epoch": found.epoch, "workers": workers, "cursors": cursors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on there.
+        """The next iteration goes on there.
 
         Raises:
             StateMismatch: it is of another archive, split, seed, batch size or filter.
@@ -117,174 +166,109 @@ class CodeStream(IterableDataset[Batch]):
                     f"the state has {name} {state.get(name)!r}, this stream {mine!r}: make the "
                     "stream as it was, or start without the state"
                 )
-        self.epoch, self._workers = state["epoch"], state["workers"]
-        self._cursors = {int(k): Cursor.from_state(v) for k, v in state["cursors"].items()}
+        there = {name: state[name] for name in ("epoch", "workers", "cursors")}
+        self._progress = _progress(there) if there["cursors"] else None
+        if get_worker_info() is None:
+            self._epochs.set(there["epoch"], there if there["cursors"] else None)
+        else:  # a stateful DataLoader, in a process of its own
+            self._given = _progress(there)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; every rank must be told the same."""
-        self.epoch, self._cursors, self._workers = epoch, {}, None
+        """The next iteration is this epoch from its beginning; every rank must be told the same."""
+        self._progress = None
+        self._epochs.set(epoch)
 
-    def mark(self, batch: Batch) -> None:
+    def mark(self, batch: CodeBatch) -> None:
         """Note in the main process that a batch of a DataLoader is consumed."""
-        self.epoch, self._workers, worker, cursor = batch.place
-        self._cursors[worker] = cursor
+        place, found = batch.place, self._progress
+        if found is None or (found.epoch, found.workers) != (place.epoch, place.workers):
+            self._progress = found = Consumed(place.epoch, place.workers, place.busy)
+        found.busy = place.busy
+        found.cursors[place.worker] = place.cursor
 
     def _identity(self) -> dict[str, Any]:
         where = [[c, o, v if isinstance(v, str | int | float) else repr(v)]
                  for c, o, v in self.query.where]  # fmt: skip
         return {
-            "manifest": self._manifest.digest, "rank": self.rank, "world_size": self.world_size,
-            "seed": self.seed, "batch_size": self.batch_size, "buffer_bytes": self.buffer_bytes,
-            "where": where,
+            "order": ORDER, "manifest": self._manifest.digest, "rank": self.rank,
+            "world_size": self.world_size, "seed": self.seed, "batch_size": self.batch_size,
+            "buffer_bytes": self.buffer_bytes, "where": where, "drop_last": self.drop_last,
+            "even_batches": self.even_batches,
         }  # fmt: skip
 
     # Iteration -----------------------------------------------------------------------------------
 
-    def batches(self, workers: int = 0) -> Iterator[Batch]:
-        """The rest of the epoch through a DataLoader of ours; then the stream is at the next one.
+    def batches(self, workers: int = 0) -> Iterator[CodeBatch]:
+        """An epoch through a DataLoader of ours.
 
         Raises:
             BadTable, MissingValue, MixedGrids, StorageError: name the object.
+            StateMismatch: the state is of another number of workers.
         """
+        if workers and self.query.where:
+            self._counts.grids()  # here, so that workers need not
         # Forked processes cannot use s3fs; on files a fork is the quicker start.
         context = "spawn" if workers and self.store.root.startswith("s3://") else None
         loader = DataLoader(
             self, batch_size=None, num_workers=workers, multiprocessing_context=context
         )
-        epoch = self.epoch
         for batch in loader:
             self.mark(batch)
             yield batch
-        self.set_epoch(epoch + 1)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """What is left of the epoch, of one worker if a DataLoader calls.
+    def __iter__(self) -> Iterator[CodeBatch]:
+        """The next epoch, of one worker if a DataLoader calls.
 
         Raises:
             StateMismatch: the state is of another number of workers.
-            NotHere: persistent workers, or a forked process and S3.
+            NotHere: a forked process and S3.
         """
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        if info is not None:
-            self._check_worker()
-        if self._workers not in (None, workers):
-            raise StateMismatch(
-                f"the state is of {self._workers} workers, this DataLoader has {workers}: give as "
-                "many as before, or set_epoch to begin one"
-            )
-        self._workers, epoch = workers, self.epoch
-        for batch, cursor in self._epoch(worker, workers):
-            self._cursors[worker] = cursor
-            yield batch
-        if info is None:
-            self.set_epoch(epoch + 1)
-
-    def _check_worker(self) -> None:
-        if self._iterated:
-            raise NotHere("persistent_workers=True: they would miss set_epoch: leave it out")
-        self._iterated = True
-        if os.getpid() != self._process and self.store.root.startswith("s3://"):
+        if os.getpid() != self._process and info and self.store.root.startswith("s3://"):
             raise NotHere(
                 "forked workers cannot read S3 (s3fs hangs): give the DataLoader "
                 "multiprocessing_context='spawn', or use CodeStream.batches"
             )
+        given, self._given = self._given, None
+        if given:
+            epoch, cursors = given.epoch, given.cursors
+            self._epochs.at_least(epoch + 1)
+        else:
+            epoch, state = self._epochs.begin(worker, workers)
+            cursors = _progress(state).cursors if state else {}
+        return self._iterate(epoch, worker, workers, cursors)
+
+    def _iterate(
+        self, epoch: int, worker: int, workers: int, cursors: dict[int, Cursor]
+    ) -> Iterator[CodeBatch]:
+        share = self._dealer().share(epoch, worker, workers)
+        progress = Consumed(epoch, workers, share.busy, dict(cursors))
+        self._progress = progress
+        reader = BatchReader(
+            self.store, self._manifest, self.query, self.grid, self.batch_size, self.buffer_bytes,
+            self.drop_last, (self.seed, epoch, self.rank, worker, self.world_size, workers),
+        )  # fmt: skip
+        start = cursors.get(worker, Cursor())
+        place = functools.partial(Place, epoch, workers, worker, share.busy)
+        for batch in reader.batches(share, start, place):
+            progress.cursors[worker] = batch.place.cursor
+            yield batch
+        if self._progress is progress and worker not in progress.cursors:
+            self._progress = None  # no row at all: the next epoch
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker reads the manifest itself: its Parquet reader cannot be sent."""
-        return {**self.__dict__, "_manifest": self._manifest.digest}
+        return {**self.__dict__, "_manifest": self._manifest.digest, "_counts": self._counts.known}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        self._process, self._manifest = os.getpid(), manifest.read(self.store)
         if self._manifest.digest != state["_manifest"]:
             raise StateMismatch(f"{self.store.root}: the manifest was replaced just now: try again")
-
-    def _epoch(self, worker: int, workers: int) -> Iterator[tuple[Batch, Cursor]]:
-        order = sampler.epoch_order(self._manifest.group_table, self.seed, self.epoch)
-        groups = sampler.split(order, self.rank, self.world_size, worker, workers)
-        sizes = self._manifest.group_bytes[groups]
-        start = self._cursors.get(worker, Cursor())
-        arena, skip = Arena(), start.emitted
-        with ThreadPoolExecutor(FETCHES) as pool:
-            reader = _Ahead(self, pool, groups, sizes)
-            position, carry = start.position, self._carried(start.carry)
-            while position < len(groups) or carry:
-                end, blocks = reader.window(position)
-                window = Window([*carry, *blocks], arena)
-                origin = _origin(carry)
-                rng = np.random.default_rng(
-                    [self.seed, self.epoch, self.rank, worker, position, self.world_size, workers]
-                )
-                waiting = sum(int(b.lengths.sum()) for b in carry)
-                flush = end == len(groups) or waiting > self.buffer_bytes
-                batches, rest = sampler.plan_batches(window.grids, rng, self.batch_size, flush)
-                for number, rows in enumerate(batches[skip:], skip + 1):
-                    cursor = Cursor(position, number, origin)
-                    place = (self.epoch, workers, worker, cursor)
-                    yield self._batch(window, rows, place), cursor
-                position, carry, skip = end, window.rest(rest), 0
-
-    def _batch(self, window: Window, rows: np.ndarray, place: Place) -> Batch:
-        found = window.rows.take(rows)
-        codes = window.codes(rows)
-        grid = int(window.grids[rows[0]])
-        h, w = grid >> 16, grid & 0xFFFF
-        key = found["key"].to_pylist()
-        if self.grid not in (None, (h, w)):
-            raise MixedGrids(
-                f"key {key[0]!r}: a grid of {h} x {w}, not {self.grid}: choose images with "
-                f"where=[('grid_h', '=', {self.grid and self.grid[0]}), ...], or leave grid out"
-            )
-        kind = torch_type(self._manifest.plan)
-        shaped = codes.view(kind).view(len(rows), h, w, self._manifest.plan.quality)
-        columns = {name: column_values(found, name) for name in self.query.columns}
-        return Batch(key, shaped, columns, place)
-
-    def _block(self, group: int, fetched: Fetched) -> Block:
-        return rowgroups.decode(self.store, self._manifest, group, self.query, fetched)
-
-    def _fetch(self, group: int) -> Fetched:
-        return rowgroups.fetch(self.store, self._manifest, group, self.query)
-
-    def _carried(self, rows: bytes) -> list[Block]:
-        """Left-over rows of windows that are not read again."""
-        pairs = np.frombuffer(rows, np.uint32).reshape(-1, 2)
-        blocks = []
-        for group in np.unique(pairs[:, 0]):
-            block = self._block(int(group), self._fetch(int(group)))
-            wanted = pairs[pairs[:, 0] == group, 1]
-            blocks.append(block.take(np.flatnonzero(np.isin(block.origin[:, 1], wanted))))
-        return blocks
+        self._counts = RowCounts(self.store, self._manifest, self.query, state["_counts"])
 
 
-class _Ahead:
-    """Reads the row groups of the next window while this one is handed out."""
-
-    def __init__(
-        self, stream: CodeStream, pool: ThreadPoolExecutor, groups: np.ndarray, sizes: np.ndarray
-    ) -> None:
-        self._stream, self._pool = stream, pool
-        self._groups, self._sizes = groups, sizes
-        self._coming = deque[tuple[int, Future[Fetched]]]()
-        self._asked = -1  # row groups asked for so far
-
-    def window(self, position: int) -> tuple[int, list[Block]]:
-        """Where the window ends that begins here, and its blocks."""
-        end = self._ask(position)
-        fetched = [self._coming.popleft() for _ in range(end - position)]
-        blocks = [self._stream._block(group, future.result()) for group, future in fetched]
-        self._ask(end)
-        return end, blocks
-
-    def _ask(self, position: int) -> int:
-        end = sampler.window_end(self._sizes, position, self._stream.buffer_bytes)
-        for group in self._groups[max(position, self._asked) : end]:
-            self._coming.append((int(group), self._pool.submit(self._stream._fetch, int(group))))
-        self._asked = max(end, self._asked)
-        return end
-
-
-def _origin(blocks: list[Block]) -> bytes:
-    pairs = [block.origin for block in blocks]
-    return np.concatenate(pairs).tobytes() if pairs else b""
+def _progress(state: Mapping[str, Any]) -> Consumed:
+    cursors = {int(worker): Cursor.from_state(c) for worker, c in state["cursors"].items()}
+    return Consumed(state["epoch"], state["workers"], None, cursors)

@@ -1,101 +1,123 @@
-"""A shuffle buffer: the rows of some row groups, unpacked once, handed out in permuted batches.
+"""A shuffle buffer: the rows of a window of row groups, handed out in batches.
 
-Codes of one grid lie in one matrix, whose memory is used again for the next window: fresh pages
-cost more than the copy.  A batch is one gather out of that matrix, in a worker process straight
-into the shared memory that the main process reads.
+Threads put the codes of row groups into one stretch of memory as they have read them, and that
+memory is used again: fresh pages cost more than the copy.  A batch is one gather out of it, in a
+worker process into shared memory that the main process reads.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from pipeline.archive.manifest import DatasetError
-from pipeline.codes.rowgroups import Block
-from pipeline.codes.sampler import Cursor
+from pipeline.codes.errors import MissingValue, NotHere
+from pipeline.codes.order import Cursor
+from pipeline.codes.rowgroups import GroupRows, windows
 from pipeline.plan import Plan
-
-Place = tuple[int, int, int, Cursor]  # epoch, workers, worker, its place behind the batch
-RUNS = 16  # stretches of equally spaced values in a row group, up to which each is one copy
-
-
-class MissingValue(DatasetError):
-    """A numeric column has a null."""
 
 
 class Arena:
-    """Memory for the matrices of a window, kept for the next one."""
+    """Memory for the codes of a window, used again for the one after the next."""
 
     def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
+        self.memory, self._used = np.empty(0, np.uint8), 0
+        self._lock = threading.Lock()
 
-    def take(self, size: int) -> np.ndarray:
-        """So many bytes; what was taken before is overwritten."""
-        if size > len(self._memory):
-            self._memory = np.empty(size, np.uint8)
-        return self._memory[:size]
+    def clear(self, size: int) -> None:
+        """Make room for so many bytes; what was put before is overwritten."""
+        self._used = 0
+        if size > len(self.memory):
+            self.memory = np.empty(size, np.uint8)
+
+    def put(self, rows: GroupRows) -> GroupRows:
+        """The same rows with their codes in here; from any thread."""
+        if len(rows.grids) == 0:
+            return rows
+        first, end = int(rows.offsets.min()), int((rows.offsets + rows.lengths).max())
+        if 2 * int(rows.lengths.sum()) < end - first:  # a filter has left few of them
+            return self.put(rows.take(np.arange(len(rows.grids))))
+        with self._lock:
+            start, self._used = self._used, self._used + end - first
+        self.memory[start : start + end - first] = rows.data[first:end]
+        return replace(rows, data=self.memory, offsets=rows.offsets - first + start)
+
+    @property
+    def used(self) -> int:
+        """Bytes that were put."""
+        return self._used
 
 
-class Window:
-    """Blocks as matrices of codes, one for each grid, and one table of the rest."""
+class ShuffleBuffer:
+    """The rows of a window, whose codes are in one arena."""
 
-    def __init__(self, blocks: Sequence[Block], arena: Arena) -> None:
-        self.grids = np.concatenate([b.grids for b in blocks])
-        self.origin = np.concatenate([b.origin for b in blocks])
-        self.rows = pa.concat_tables([b.rows for b in blocks]).combine_chunks()
-        self._place = np.empty(len(self.grids), np.int64)  # row in the matrix of its grid
-        self._matrices: dict[int, np.ndarray] = {}
-        memory, used = arena.take(sum(int(b.lengths.sum()) for b in blocks)), 0
-        for grid in np.unique(self.grids):
-            members = np.flatnonzero(self.grids == grid)
-            self._place[members] = np.arange(len(members))
-            length = next(int(b.lengths[at[0]]) for b in blocks if len(at := _of(b, grid)))
-            matrix = memory[used : used + len(members) * length].reshape(len(members), length)
-            self._matrices[int(grid)] = matrix
-            used += matrix.size
-            row = 0
-            for block in blocks:
-                offsets = block.offsets[_of(block, grid)]
-                _unpack(block.data, offsets, matrix[row : row + len(offsets)])
-                row += len(offsets)
+    def __init__(self, parts: Sequence[GroupRows], arena: Arena) -> None:
+        self.grids = np.concatenate([part.grids for part in parts])
+        self._all = GroupRows(
+            arena.memory,
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            self.grids,
+            pa.concat_tables([part.rows for part in parts]).combine_chunks(),
+            np.concatenate([part.origin for part in parts]),
+        )
 
     def codes(self, rows: np.ndarray) -> torch.Tensor:
         """[rows, bytes] uint8 of rows of one grid; shared memory in a worker."""
-        matrix = torch.from_numpy(self._matrices[int(self.grids[rows[0]])])
-        shape = (len(rows), matrix.shape[1])
-        if get_worker_info() is None:
-            out = torch.empty(shape, dtype=torch.uint8)
-        else:
-            size = shape[0] * shape[1]
-            storage = torch.UntypedStorage._new_shared(size)  # as torch's own collate does
-            out = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
-        return torch.index_select(matrix, 0, torch.from_numpy(self._place[rows]), out=out)
+        length = int(self._all.lengths[rows[0]])
+        there = torch.from_numpy(windows(self._all.data, length))
+        found = torch.index_select(there, 0, torch.from_numpy(self._all.offsets[rows]))
+        return found if get_worker_info() is None else _shared(found)
 
-    def rest(self, rows: np.ndarray) -> list[Block]:
-        """Rows as blocks of their own, sorted by row group and row."""
-        rows = rows[np.lexsort((self.origin[rows, 1], self.origin[rows, 0]))]
-        blocks = []
-        for row in np.split(rows, np.flatnonzero(np.diff(self.grids[rows])) + 1):
-            if len(row) == 0:
-                continue
-            data = self._matrices[int(self.grids[row[0]])][self._place[row]]
-            lengths = np.full(len(row), data.shape[1], np.int64)
-            offsets = np.cumsum(lengths) - lengths
-            blocks.append(Block(
-                data.ravel(), offsets, lengths, self.grids[row], self.rows.take(row),
-                self.origin[row],
-            ))  # fmt: skip
-        return blocks
+    def ordered(self, batches: Sequence[np.ndarray]) -> pa.Table:
+        """Keys and columns of all batches in a row: one gather is cheaper than many."""
+        return self._all.rows.take(np.concatenate([*batches, np.empty(0, np.int64)]))
+
+    def rest(self, rows: np.ndarray) -> list[GroupRows]:
+        """Rows that go on to the next window, sorted by row group and row."""
+        origin = self._all.origin
+        rows = rows[np.lexsort((origin[rows, 1], origin[rows, 0]))]
+        return [self._all.take(rows)] if len(rows) else []
+
+
+def _shared(data: torch.Tensor) -> torch.Tensor:
+    """[rows, bytes] uint8 in shared memory, written as a file: half the cost of touching each of
+    its pages, as ``share_memory_`` does."""
+    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+        return data.share_memory_()
+    fd, left = os.memfd_create("pqmim-batch"), memoryview(data.numpy()).cast("B")  # type: ignore[arg-type]
+    try:
+        while left:
+            left = left[os.write(fd, left) :]
+        storage: Any = torch.UntypedStorage
+        shared = torch.empty(0, dtype=torch.uint8)
+        return shared.set_(storage._new_shared_fd_cpu(fd, data.numel())).view(data.shape)
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True)
-class Batch:
+class Place:
+    """Where in the stream a batch was."""
+
+    epoch: int
+    workers: int
+    worker: int
+    busy: tuple[int, ...]  # workers that have any batch in this epoch
+    cursor: Cursor  # of the worker, behind the batch
+
+
+@dataclass(frozen=True)
+class CodeBatch:
     """Images of one grid."""
 
     key: list[str]
@@ -106,12 +128,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.key)
 
-    def pin_memory(self) -> Batch:
+    def at(self, place: Place) -> CodeBatch:
+        """The same batch at another place."""
+        return replace(self, place=place)
+
+    def pin_memory(self) -> CodeBatch:
         """For DataLoader(pin_memory=True)."""
         columns = {
             k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in self.columns.items()
         }
-        return Batch(self.key, self.codes.pin_memory(), columns, self.place)
+        return CodeBatch(self.key, self.codes.pin_memory(), columns, self.place)
 
 
 def column_values(rows: pa.Table, name: str) -> torch.Tensor | list[str | None]:
@@ -137,28 +163,12 @@ def torch_type(plan: Plan) -> torch.dtype:
     return torch.uint8 if plan.codewords <= 256 else torch.uint16
 
 
-def _of(block: Block, grid: int) -> np.ndarray:
-    return np.flatnonzero(block.grids == grid)
+def _refuse(batch: Sequence[CodeBatch], **_: object) -> object:
+    """What DataLoader does to items that it is to join."""
+    raise NotHere(
+        "CodeStream gives whole batches: write DataLoader(stream, batch_size=None), and "
+        "CodeStream(..., batch_size=256) for their size"
+    )
 
 
-def _unpack(data: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
-    """Copy values of one length out of a page."""
-    if len(offsets) == 0:
-        return
-    length = out.shape[1]
-    steps = np.diff(offsets)
-    edges = np.flatnonzero(np.diff(steps)) + 1
-    if len(edges) > RUNS:
-        view = np.lib.stride_tricks.as_strided(data, (len(data) - length + 1, length), (1, 1))
-        out[:] = view[offsets]
-        return
-    first = 0
-    while first < len(offsets):
-        step = int(steps[first]) if first < len(steps) else length
-        broken = np.flatnonzero(steps[first:] != step)
-        count = int(broken[0]) + 1 if len(broken) else len(offsets) - first
-        start = data[offsets[first] :]
-        out[first : first + count] = np.lib.stride_tricks.as_strided(
-            start, (count, length), (step, 1)
-        )
-        first += count
+default_collate_fn_map[CodeBatch] = _refuse

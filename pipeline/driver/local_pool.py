@@ -46,7 +46,8 @@ class LocalPool:
     """Processes by name."""
 
     def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
-        level = logging.getLogger().getEffectiveLevel()
+        level = logging.getLogger().getEffectiveLevel()  # what all replicas do alike is not said
+        level = level if level <= logging.DEBUG else max(level, logging.WARNING)
         self.order = Order(store, plan, resources, work, IN_FLIGHT, level)
         self.gpus = visible_gpus() if resources.device == "cuda" else []
         self._children: dict[str, Child] = {}

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.archive import commit
 from pipeline.archive.manifest import DatasetError
-from pipeline.codes.rowgroups import Filter
+from pipeline.codes.query import Filter
 from pipeline.codes.stream import CodeStream
 from pipeline.store.storage import Store
 from pqmim import checkpoint

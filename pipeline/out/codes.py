@@ -12,7 +12,7 @@ import webdataset
 from pipeline import keep
 from pipeline.archive import commit, table
 from pipeline.archive.table import Row
-from pipeline.codes.rowgroups import NoCodes
+from pipeline.codes.errors import NoCodes
 from pipeline.out.names import member_key
 from pipeline.plan import Plan, PlanMismatch, Status
 from pipeline.store.storage import Store

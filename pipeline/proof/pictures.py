@@ -161,7 +161,8 @@ def _match(row: Row, source: _Source, plan: Plan, say: Sayer) -> bool:
         found.members[extension] = found.members.get(extension, 0) + 1
     if row.status is Status.DUPLICATE_KEY:  # held against the other keys by check_shard
         fresh = replace(fresh, status=row.status)
-    names = ("status", "width", "height", "grid_w", "grid_h", "source_sha256")
+    names = ["status", "width", "height", "grid_w", "grid_h", "source_sha256"]
+    names += ["dropped"] if plan.has_dropped else []
     pairs = [(name, getattr(row, name), getattr(fresh, name)) for name in names]
     for column in map(keep.parse, plan.keep):
         pairs.append((column.name, row.kept.get(column.name),

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.archive import commit, table
+from pipeline.archive import commit, losses, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
 from pipeline.proof.verdict import Verdict
@@ -171,11 +171,13 @@ def _check_rows(data: bytes, plan: Plan, entry: ShardResult, say: Sayer) -> None
     """Every row by itself, and their totals against the ledger."""
     proved, keys = say.verdict.proved, set[str]()
     counts: dict[str, int] = {}
+    dropped = say.verdict.dropped
     pixels = code_bytes = 0
     for row in table.read_rows(data):
         proved["rows"] += 1
         counts[row.status.value] = counts.get(row.status.value, 0) + 1
         code_bytes += row.payload_bytes
+        losses.add(dropped, losses.count([row]) if plan.has_dropped else {})
         if (row.key in keys) != (row.status is Status.DUPLICATE_KEY):
             say(f"key {row.key!r}: status {row.status.value}, {_times(row.key in keys)}")
         keys.add(row.key)
@@ -195,6 +197,7 @@ def _check_rows(data: bytes, plan: Plan, entry: ShardResult, say: Sayer) -> None
         ("rows by status", counts, entry.rows),
         ("encoded pixels", pixels, entry.pixels),
         ("bytes of payload", code_bytes, entry.code_bytes),
+        ("what the codes do not hold", dropped, entry.dropped),
     ):
         if here != there:
             say(f"{name}: the table has {here}, the ledger says {there}")

@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.archive import losses
 from pipeline.plan import Plan, ShardSpec
 from pqmim.metrics import SAME
 
@@ -81,13 +82,15 @@ class Verdict:
     absent: dict[str, int] = field(default_factory=dict)  # rows without an image, by status
     absent_keys: list[str] = field(default_factory=list)
     members: dict[str, int] = field(default_factory=dict)  # extension -> members not in the archive
+    dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
     psnr: Quality = field(default_factory=Quality)
     source_sha256: str = ""  # of the tar, where it was read as a whole
 
     def add(self, other: Verdict) -> None:
         """Add what was found of another shard, cut to what a total can keep."""
         for mine, more in (
-            (self.proved, other.proved), (self.absent, other.absent), (self.members, other.members)
+            (self.proved, other.proved), (self.absent, other.absent),
+            (self.members, other.members), (self.dropped, other.dropped),
         ):  # fmt: skip
             _add_counts(mine, more)
         self.psnr.add(other.psnr)
@@ -161,8 +164,9 @@ class Report:
         line = {
             **dataclasses.asdict(spec), "safe_to_delete": not why, "why_not": why,
             "proved": {name: count for name, count in found.proved.items() if count},
-            "not_in_archive": found.absent, "not_proved": found.not_proved,
-            "problems": found.first_problems(), "source_sha256": found.source_sha256,
+            "not_in_archive": found.absent, "not_held": found.dropped,
+            "not_proved": found.not_proved, "problems": found.first_problems(),
+            "source_sha256": found.source_sha256,
         }  # fmt: skip
         return json.dumps(line, sort_keys=True).encode() + b"\n"
 
@@ -182,7 +186,7 @@ class Report:
         if self.safe:
             return (
                 f"SAFE TO DELETE the originals of {self.safe_shards} shards ({self.safe_images} "
-                f"images); not covered: {'; '.join(self.not_covered())}"
+                f"images); not covered: {'; '.join(self.not_covered())}{self.not_held('; ')}"
             )
         if self.archive:
             return f"DO NOT DELETE: {self.archive[0]}"
@@ -195,6 +199,11 @@ class Report:
             f"The other {self.safe_shards} ({self.safe_images} images) are marked safe_to_delete "
             "in the list of shards"
         )
+
+    def not_held(self, before: str = "") -> str:
+        """What the images that the archive holds have lost beyond the codec's differences."""
+        lost = losses.in_words(self.total.dropped, self.plan)
+        return f"{before}not held: {lost}" if lost else ""
 
     def not_covered(self) -> list[str]:
         """What the originals have that the archive has not."""
@@ -225,7 +234,7 @@ class Report:
             "psnr_db": total.psnr.record(), "not_proved": total.not_proved,
             "problems": self.archive + total.problems, "keep": self.kept,
             "not_in_archive": total.absent, "not_in_archive_keys": total.absent_keys,
-            "members_not_in_archive": total.members,
+            "members_not_in_archive": total.members, "not_held": total.dropped,
         }  # fmt: skip
 
     def text(self) -> str:
@@ -238,6 +247,7 @@ class Report:
                 f"PSNR against the source: mean {total.psnr.mean:.2f} dB, lowest "
                 f"{total.psnr.lowest:.2f} dB; images by dB: {self._histogram()}"
             )
+        lines += [self.not_held()] if total.dropped else []
         lines += [f"not proved: {what}" for what in total.not_proved]
         for title, many, entries in (
             ("not in the archive", "samples", total.absent_keys),

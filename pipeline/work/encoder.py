@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from pipeline import keep
-from pipeline.archive.table import Row
+from pipeline.archive import losses
+from pipeline.archive.table import IMAGE_NOTE, Row
 from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
@@ -97,8 +98,11 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
             return Ready(failed, None, sample.offset)
         pixels = torch.from_numpy(picture.pixels)
         padded = reflect_pad(pixels[None], stride)[0]
+    if picture.note is not None:
+        noted = f"{IMAGE_NOTE}{picture.note}; {row.error or ''}".removesuffix("; ")
+        row = replace(row, error=noted[:200])
     row = replace(
-        row, width=picture.width, height=picture.height,
+        row, dropped=picture.dropped or None, width=picture.width, height=picture.height,
         grid_h=padded.shape[1] // stride, grid_w=padded.shape[2] // stride,
     )  # fmt: skip
     return Ready(row, padded, sample.offset, pixels.shape[1], pixels.shape[2])
@@ -232,7 +236,7 @@ def encode_shard(
         whole = reader.complete and not reader.damage
         return rows, Facts(
             by_status(rows), pixels, payload_bytes(rows), reader.damage,
-            "done" if whole else "damaged",
+            losses.count(rows) if plan.has_dropped else {}, "done" if whole else "damaged",
         )  # fmt: skip
 
     return run_shard(spec, plan, store, replica, attempt, make)

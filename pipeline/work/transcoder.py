@@ -48,7 +48,9 @@ class Transcoder:
             except BadTable as error:
                 raise BadTable(f"shard {spec.shard_id}: {error}") from error
             size = payload_bytes(rows)
-            return rows, Facts(entry.rows, entry.pixels, size, entry.damage, entry.outcome)
+            return rows, Facts(
+                entry.rows, entry.pixels, size, entry.damage, entry.dropped, entry.outcome
+            )
 
         return run_shard(spec, plan, store, replica, attempt, make)
 

@@ -1,9 +1,7 @@
 """What the entropy model saves, in real file bytes: the container counts.
 
-Beside each operating point stand the raw codes (8 bits each), static tables (one table a codebook
-with the frequencies of these very images, which is the best that any static table can do here), and
-the prior in floats if its training checkpoint is at hand: the ideal code length of the network
-before it was made exact, without container.
+Beside each operating point stand the raw codes (8 bits each) and static tables: one table a
+codebook with the frequencies of these very images, the best that any static table can do here.
 """
 
 from __future__ import annotations
@@ -12,21 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim import metrics
 from pqmim.codec import Codec
-from pqmim.coding.windows import Grid
 from pqmim.evaluation import bd, coders, rd, report
 from pqmim.evaluation.coders import OperatingPoint
-
-if TYPE_CHECKING:
-    from pqmim.training.network import Prior
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,6 @@ class Rate:
     point: OperatingPoint
     raw: float
     static: float
-    floats: float | None  # None: no float prior was given
     file: float
     psnr: float  # dB
     jpeg: float | None  # dB, at the files' rate; None: JPEG has no file so small
@@ -59,50 +50,9 @@ def static_bits(images: Sequence[NDArray[np.uint8]], codewords: int) -> float:
     return total
 
 
-def float_prior(path: Path) -> Prior:
-    """The averaged float weights of a training checkpoint (``train prior``).
-
-    Raises:
-        ValueError: not such a checkpoint.
-    """
-    from pqmim.prior.config import PriorConfig
-    from pqmim.training.network import Prior
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        config = {"chain": False, **state["recipe"]["model"]}
-        config["local"] = tuple(config["local"])
-        prior = Prior(PriorConfig(**config))
-        prior.load_state_dict(state["average"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no checkpoint of train prior: {error}") from error
-    return prior.eval()
-
-
-@torch.no_grad()
-def float_bits(prior: Prior, codes: NDArray[np.uint8], plan: Sequence[int]) -> float:
-    """Ideal code length of codes [h, w, m] in the same stages, one window at a time."""
-    grid, bits = Grid.of(codes, plan, prior.config), 0.0
-    for stage, group in enumerate(grid.groups):
-        for window in grid.windows_of(stage):
-            cells = grid.cells(window, stage)
-            tokens = torch.from_numpy(grid.tokens(window, stage))[None]
-            present = torch.from_numpy(grid.stages[window, ..., 0] >= 0)[None]
-            rows = prior.hidden(tokens, present)[0, torch.from_numpy(cells.reshape(-1))]
-            sent = torch.from_numpy(grid.codes[window][cells].astype(np.int64))
-            span = grid.span(group)
-            for head, part in prior.config.parts(span):
-                own, before = sent[:, part], sent[:, span.start : part.start]
-                logits = prior.logits(rows, head, before)[:, : own.shape[1]]  # octaves
-                totals = torch.logsumexp(logits.double() * np.log(2), -1) / np.log(2)
-                bits += float((totals - logits.gather(-1, own[..., None])[..., 0]).sum())
-    return bits
-
-
 def rates(
-    codec: Codec, folder: Path, points: Sequence[OperatingPoint], plan: Sequence[int],
-    prior: Prior | None = None,
-) -> list[Rate]:  # fmt: skip
+    codec: Codec, folder: Path, points: Sequence[OperatingPoint], plan: Sequence[int]
+) -> list[Rate]:
     """Compress every image of the folder at every operating point."""
     images = [image for _, image in rd.load_folder(folder)]
     jpeg = _jpeg(folder)
@@ -115,13 +65,12 @@ def rates(
             size += len(codec.compress_codes(own, image.shape[1], image.shape[2], plan)[0])
         seconds = (time.perf_counter() - begin) / (pixels / 1e6)
         arrays = [own[0].cpu().numpy() for own in codes]
-        floats = None if prior is None else sum(float_bits(prior, a, plan) for a in arrays) / pixels
         file = 8 * size / pixels
         pairs = zip(images, codes, strict=True)
         results.append(
             Rate(
                 point, 8.0 * sum(a.nbytes for a in arrays) / pixels,
-                static_bits(arrays, codec.config.codewords) / pixels, floats, file,
+                static_bits(arrays, codec.config.codewords) / pixels, file,
                 float(np.mean([_psnr(codec, image, own) for image, own in pairs])),
                 bd.quality_at(jpeg, file), seconds,
             )
@@ -151,10 +100,10 @@ def _psnr(codec: Codec, image: Tensor, codes: Tensor) -> float:
 
 def table(results: Sequence[Rate]) -> str:
     """The comparison as text."""
-    lines = ["  point  raw bpp  static   float    .pqm     saving   PSNR   JPEG there  s/Mpx"]
+    lines = ["  point  raw bpp  static   .pqm     saving   PSNR   JPEG there  s/Mpx"]
     for r in results:
         lines.append(
-            f"{r.point!s:>7s}  {r.raw:.4f}   {r.static:.4f}   {_or_dash(r.floats, 4):6s}   "
+            f"{r.point!s:>7s}  {r.raw:.4f}   {r.static:.4f}   "
             f"{r.file:.4f}   {r.saving:6.1%}  {r.psnr:.2f}  {_or_dash(r.jpeg, 2):>10s}"
             f"  {r.seconds:.2f}"
         )

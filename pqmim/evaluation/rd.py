@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pqmim import metrics
 from pqmim.evaluation.coders import Coder, OperatingPoint
+from pqmim.pictures.picture import BadPicture
+from pqmim.pictures.read import read
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -103,11 +103,9 @@ def load_image(path: Path) -> Tensor:
         ValueError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return read(path.read_bytes()).tensor()
+    except (BadPicture, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}; remove it") from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def measure(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,9 +57,20 @@ def _compiled(checkpoint: Checkpoint) -> Model:
         ImportError: no numba.
         RuntimeError: it does not compile, or cannot run here.
     """
-    from pqmim.prior import fused  # optional, and 1 s
+    from pqmim.prior import fused, kernels  # optional, and 1 s
 
+    if not _is_compiled(kernels.cheapest):
+        log.warning(
+            "compiling the entropy model's loops, once on this machine: 10 s of a fast core, a "
+            "minute or more of a slow or busy one"
+        )
     return fused.load(checkpoint)
+
+
+def _is_compiled(loop: Any) -> bool:
+    """Whether machine code of an earlier process is on disk; without a place for it, never."""
+    folder = Path(getattr(getattr(loop, "_cache", None), "cache_path", None) or "nowhere")
+    return any(folder.glob(f"*.{loop.__name__}-*.nbi"))
 
 
 def _tried(name: str, checkpoint: Checkpoint, build: Callable[[], Model]) -> Model | None:
@@ -74,7 +87,7 @@ def _tried(name: str, checkpoint: Checkpoint, build: Callable[[], Model]) -> Mod
     if not same:
         log.warning("entropy model: wrong test vector on %s", name)
         return None
-    log.info("entropy model %s on %s", checkpoint.model_id.hex()[:8], name)
+    log.debug("entropy model %s runs on %s", checkpoint.model_id.hex()[:8], name)
     return engine
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -81,8 +82,13 @@ def choose(shapes: Mapping[str, Shape], device: torch.device) -> dict[str, str]:
         if shape not in known:
             known[shape] = _choose(shape, device)
         chosen[name] = known[shape][0]
-    words = ", ".join(f"{'x'.join(map(str, s))} {form} ({why})" for s, (form, why) in known.items())
-    log.info("integer products on %s: %s", device, words)
+    for shape, (form, why) in known.items():
+        log.debug("%s on %s: %s (%s)", "x".join(map(str, shape)), device, form, why)
+    forms = Counter(form for form, _ in known.values())
+    words = ", ".join(f"{form} for {count} shapes" for form, count in forms.items())
+    slowest = max(known, key=lambda shape: shape[1] * shape[2])
+    log.info("integer products on %s: %s (%s: %s)", device, words,
+             "x".join(map(str, slowest)), known[slowest][1])  # fmt: skip
     return chosen
 
 
@@ -98,7 +104,7 @@ def _choose(shape: Shape, device: torch.device) -> tuple[str, str]:
     form, seconds = fastest(
         {"float32": lambda: float32(x, w["float32"]), "int8": lambda: int8(x, w["int8"])}, device
     )
-    why = f"{1e3 * seconds['float32']:.2f} ms, int8 {1e3 * seconds['int8']:.2f}"
+    why = f"float32 {1e3 * seconds['float32']:.2f} ms, int8 {1e3 * seconds['int8']:.2f}"
     if form == "int8" and not is_exact(inputs, outputs, device):
         return "float32", f"{why} but wrong"
     return form, why

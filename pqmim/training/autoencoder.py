@@ -29,8 +29,10 @@ from torch import Tensor, nn
 
 from pqmim.autoencoder.config import AutoencoderConfig
 from pqmim.autoencoder.network import PQVAE, channels_last, start_linear, to_float
+from pqmim.meter import Meter
 from pqmim.metrics import psnr
 from pqmim.training import crops
+from pqmim.training.starts import transplant
 
 START_CROPS = 512  # for the principal components and the k-means codebooks
 LOG_EVERY, SAVE_EVERY = 50, 500  # steps
@@ -79,35 +81,6 @@ def pixel_commitment(model: PQVAE, latent: Tensor, chosen: Tensor) -> Tensor:
     """
     shown = nn.functional.conv2d(latent - chosen, model.decoder.linear.weight.detach())
     return shown.square().mean(dim=(1, 2, 3))
-
-
-@torch.no_grad()
-def transplant(model: PQVAE, other: PQVAE) -> None:
-    """Continue from the trunks of a model that has other sub-codes over the same widths.
-
-    Both latents are nearly linear in the pixels; the least-squares map from one to the other goes
-    into the 1x1 convolutions at the latent.
-
-    Raises:
-        ValueError: the trunks differ.
-    """
-    mine, its = (dataclasses.asdict(m.config) for m in (model, other))
-    apart = [k for k in mine if mine[k] != its[k] and not k.startswith("subcode")]
-    if apart:
-        raise ValueError(f"cannot continue from a model with another {', '.join(apart)}")
-    new, old = (m.encoder.linear.weight.flatten(1).double() for m in (model, other))
-    to_old = torch.linalg.lstsq(new.T, old.T, driver="gelsd").solution.T  # old = to_old @ new
-    to_new = torch.linalg.lstsq(old.T, new.T, driver="gelsd").solution.T
-    for part, last in (("encoder", True), ("decoder", False)):
-        trunk, source = (getattr(m, part).trunk for m in (model, other))
-        state = source.state_dict()
-        name = f"{len(trunk) - 1 if last else 0}."
-        weight = state[name + "weight"].flatten(1).double()
-        weight = to_new @ weight if last else weight @ to_old
-        state[name + "weight"] = weight.float()[:, :, None, None]
-        if last:
-            state[name + "bias"] = (to_new @ state[name + "bias"].double()).float()
-        trunk.load_state_dict(state)
 
 
 def learning_rate(recipe: Recipe, used: float) -> float:
@@ -260,8 +233,9 @@ def validate(model: PQVAE, pixels: Tensor) -> dict[str, float]:
 
 
 def train(
-    recipe: Recipe, shards: list[Path], out: Path, device: torch.device, other: PQVAE | None = None
-) -> PQVAE:
+    recipe: Recipe, shards: list[Path], out: Path, device: torch.device,
+    other: PQVAE | None = None, meter: Meter | None = None,
+) -> PQVAE:  # fmt: skip
     """Run the recipe to the end of its budget and give the averaged model; see the module.
 
     A new run begins with the trunks of ``other``, if it is given.  The last shard, by name, is held
@@ -285,6 +259,8 @@ def train(
             begin = time.perf_counter()
             report = trainer.train_step(next(stream))
             trainer.seconds += time.perf_counter() - begin
+            if meter is not None:
+                meter.show_run(trainer.seconds, trainer.step, f"loss {report['loss']:.3f}")
             if trainer.step % LOG_EVERY == 0:
                 report["minutes"] = trainer.seconds / 60
                 report["images_per_s"] = recipe.batch / (time.perf_counter() - begin)

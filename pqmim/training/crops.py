@@ -7,7 +7,6 @@ sees the batches that the interrupted one would have seen.
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from pqmim.pictures.picture import BadPicture
+from pqmim.pictures.read import read
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SCALE_RANGE = (0.6, 1.5)  # of half the crops; the other half are one to one
@@ -28,7 +29,7 @@ def load_images(shards: list[Path]) -> list[Tensor]:
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: the shards hold no image.
+        ValueError: the shards hold no image, or one that cannot be read.
     """
     images = []
     for shard in shards:
@@ -36,8 +37,10 @@ def load_images(shards: list[Path]) -> list[Tensor]:
             for member in tar:
                 if member.name.lower().endswith(IMAGE_SUFFIXES):
                     data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                    array = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-                    images.append(torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous())
+                    try:
+                        images.append(read(data).tensor())
+                    except BadPicture as error:
+                        raise ValueError(f"{shard}: {member.name}: {error}") from error
     if not images:
         raise ValueError(f"no {'/'.join(IMAGE_SUFFIXES)} member in {[str(s) for s in shards]}")
     return images

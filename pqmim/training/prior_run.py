@@ -25,10 +25,11 @@ from typing import Any, TextIO, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from pqmim.meter import Meter
 from pqmim.prior.integers import Checkpoint
 from pqmim.training.masters import masters
 from pqmim.training.prior import Batch, Codes, PriorRecipe, Trainer, batches, validate
-from pqmim.training.prior_start import start_from_codebook
+from pqmim.training.starts import start_from_codebook
 from pqmim.training.to_integers import export
 
 Value = TypeVar("Value")
@@ -124,7 +125,7 @@ def _average_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 def train(
     trainer: Trainer, images: Sequence[Codes], held_out: Sequence[Codes], out: Path,
-    *, log_every: int = 50, val_every: int = 500,
+    *, log_every: int = 50, val_every: int = 500, meter: Meter | None = None,
 ) -> Checkpoint:  # fmt: skip
     """Run to the end of the time budget, and export the averaged weights.
 
@@ -141,6 +142,8 @@ def train(
             begin = time.perf_counter()
             report = trainer.train_step(next(stream))
             trainer.seconds += time.perf_counter() - begin
+            if meter is not None:
+                meter.show_run(trainer.seconds, trainer.step, f"{report['bits']:.3f} bits a code")
             if trainer.step % val_every == 0:
                 _note(log, trainer, held_out, report)
                 _save(trainer, out)

@@ -188,3 +188,9 @@ def test_snippet_on_the_page_reads_a_code_table(
 def test_bytes_that_are_no_picture_are_refused_with_the_key(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="card 'notes'"):
         written(tmp_path, cards=[card("notes", original=b"field notes")])
+
+
+def test_what_the_codes_do_not_hold_is_said(tmp_path: Path) -> None:
+    words = "12 profiles converted, 3 animations' other frames"
+    assert words in written(tmp_path, not_held=words).text
+    assert "Not held" not in written(tmp_path).text

@@ -21,6 +21,7 @@ from PIL import Image
 
 from jobs import common, decode, finish, plan, status, verify
 from pipeline.archive import commit
+from pipeline.archive.table import BadTable
 from pipeline.out import names
 from pipeline.plan import PlanMismatch
 from pipeline.store.storage import NotFound, Store
@@ -177,7 +178,7 @@ def test_a_damaged_ledger_entry_is_an_error_that_says_where_to_look(
     archive: Archive, job: Callable[[Sequence[str]], int]
 ) -> None:
     archive.ledger().write_text("{")
-    with pytest.raises(common.UsageError, match=r"jobs\.verify"):
+    with pytest.raises(BadTable, match=r"jobs\.verify"):
         run(job, archive)
 
 
@@ -204,7 +205,7 @@ def test_a_machine_without_gpu_asks_for_the_cpu(
 ) -> None:
     flags = ["--output", str(tmp_path / "out")] if job is decode.main else []
     with pytest.raises(common.UsageError, match="--device cpu"):
-        job(["--archive", archive.store.root, *flags])
+        job(["--archive", archive.store.root, "--device", "cuda", *flags])
 
 
 # decode -------------------------------------------------------------------------------------------

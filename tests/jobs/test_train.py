@@ -198,7 +198,7 @@ def test_what_cannot_be_trained_on_is_refused_before_any_work(tmp_path, capsys):
 
 def test_photographs_go_to_the_loop_of_pqmim_train(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(train.cli, "main", lambda argv: asked.append(argv) or 0)
+    monkeypatch.setattr("pqmim.cli.main", lambda argv: asked.append(argv) or 0)
     arguments = [
         "--recipe",
         "autoencoder",

@@ -16,7 +16,7 @@ from PIL import Image
 from pqmim import cli
 from pqmim.evaluation import bd, coders, page, published, rate, rd, report
 from pqmim.evaluation.coders import OperatingPoint
-from tests.models import TINY_PRIOR, tiny_bytes, tiny_codec
+from tests.models import tiny_bytes, tiny_codec
 from tests.photos import photograph
 
 CODECS = ["jpeg", "webp", "avif"]
@@ -186,28 +186,7 @@ def test_rates_count_the_container_and_bound_static_tables(folder):
         assert result.static < result.raw  # 16 codewords do not fill a byte
         assert result.file > 8 * 24 / (96 * 128)
         assert result.saving == pytest.approx(1 - result.file / result.raw)
-        assert result.floats is None
     assert len(rate.table(results).splitlines()) == 3
-
-
-def test_a_float_prior_that_knows_nothing_needs_every_bit_of_a_code(folder, tmp_path, weights):
-    from pqmim.training.network import Prior
-
-    prior = Prior(TINY_PRIOR)
-    with torch.no_grad():
-        prior.head.weight.zero_()
-    state = {
-        "recipe": {"model": dataclasses.asdict(TINY_PRIOR)},
-        "average": prior.state_dict(),
-    }
-    torch.save(state, tmp_path / "checkpoint.pt")
-    loaded = rate.float_prior(tmp_path / "checkpoint.pt")
-    point = OperatingPoint(4, 0.05)
-    (result,) = rate.rates(tiny_codec(prior=True), folder, [point], (1, 1), loaded)
-    assert result.floats == pytest.approx(4 * 4 / 256)  # 4 sub-codes of 4 bits a 16 x 16 block
-    torch.save({"step": 1}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no checkpoint of train prior"):
-        rate.float_prior(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

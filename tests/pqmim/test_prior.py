@@ -19,7 +19,7 @@ from pqmim.training import prior as training
 from pqmim.training import prior_run
 from pqmim.training.masters import masters
 from pqmim.training.network import Prior
-from pqmim.training.prior_start import start_from_codebook
+from pqmim.training.starts import start_from_codebook
 from pqmim.training.to_integers import calibrate, export, quantise
 from tests.pqmim import exact_harness
 from tests.pqmim.exact_tools import TINY, UNCHAINED, lcg, tiny_checkpoint

@@ -1,0 +1,9 @@
+"""Bytes of an image file -> pixels, and a record of what the pixels do not hold.
+
+read.py      which decoder; turned upright                    read(data, Rules()) -> Picture
+jpeg.py      JPEG, strictly, whatever is odd about its metadata            simplejpeg
+raster.py    the other formats; transparency, depth, frames      Pillow's plug-ins, by name
+png.py tiff.py   what Pillow must not be shown of a PNG, or takes wrongly of a TIFF
+colour.py    embedded ICC profiles to sRGB                               Pillow's ImageCms
+ifd.py       tag directories: EXIF orientation, pages, second pictures
+"""

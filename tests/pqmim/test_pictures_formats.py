@@ -1,0 +1,376 @@
+"""Formats other than JPEG: samples of every depth and layout become the right pixels, or a refusal
+by name; what the file had beyond is named."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pqmim.pictures.picture import BadPicture, Picture, Rules
+from pqmim.pictures.read import probe, read
+from tests.corpus import jpeg
+from tests.picture_files import (
+    GREY,
+    GREY_ALPHA,
+    PALETTE,
+    RGB,
+    RGB_ALPHA,
+    bmp32,
+    over_white,
+    packed,
+    png,
+    ramp,
+    shown,
+    tiff,
+    tiff_page,
+)
+
+H, W = 24, 37
+
+
+def rgb(data: bytes, **rules) -> np.ndarray:
+    return read(data, Rules(**rules)).pixels.transpose(1, 2, 0)
+
+
+def three(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey.reshape(H, W, 1), 3, axis=2)
+
+
+def close(found: Picture, expected: np.ndarray, levels: int) -> None:
+    """Equal but for rounding of so many levels."""
+    pixels = found.pixels.transpose(1, 2, 0).astype(int)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).max() <= levels
+
+
+# ---- PNG
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_png_of_every_depth_with_and_without_a_transparent_level(bits):
+    samples = ramp(H, W, 1, bits)
+    plain = three(shown(samples, bits))
+    found = read(png(samples, bits, GREY))
+    close(found, plain, 0)
+    assert found.dropped == (("bits:16",) if bits == 16 else ())
+    level = int(samples[H // 2, W // 2, 0])
+    found = read(png(samples, bits, GREY, [(b"tRNS", struct.pack(">H", level))]))
+    close(found, np.where(samples == level, 255, plain), 0)
+    assert "alpha" in found.dropped
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colour_png_of_every_depth(bits):
+    for colour, channels in ((RGB, 3), (RGB_ALPHA, 4), (GREY_ALPHA, 2)):
+        samples = ramp(H, W, channels, bits)
+        values = shown(samples, bits)
+        base = values[..., :3] if channels > 2 else three(values[..., 0])
+        expected = base if channels == 3 else over_white(base, values[..., -1])
+        found = read(png(samples, bits, colour))
+        close(found, expected, 0 if bits == 8 else 2)  # the high byte, not the nearest
+        assert found.dropped == (("alpha",) if channels != 3 else ()) + (
+            ("bits:16",) if bits == 16 else ()
+        )
+
+
+def test_a_transparent_colour_of_16_bits_is_refused_by_name():
+    samples = ramp(H, W, 3, 16)
+    with pytest.raises(BadPicture, match="16-bit colour with one transparent colour"):
+        read(png(samples, 16, RGB, [(b"tRNS", struct.pack(">HHH", 1, 2, 3))]))
+    ramp8 = ramp(H, W, 3, 8)
+    colour = [int(v) for v in ramp8[3, 4]]
+    found = read(png(ramp8, 8, RGB, [(b"tRNS", struct.pack(">HHH", *colour))]))
+    close(found, np.where((ramp8 == colour).all(2, keepdims=True), 255, ramp8), 0)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_png_of_every_depth(bits):
+    rng = np.random.default_rng(bits)
+    samples, count = ramp(H, W, 1, bits), 1 << bits
+    colours = rng.integers(0, 256, (count, 3), dtype=np.uint8)
+    alphas = rng.integers(0, 256, count, dtype=np.uint8)
+    before = [(b"PLTE", colours.tobytes())]
+    close(read(png(samples, bits, PALETTE, before)), colours[samples[..., 0]], 0)
+    found = read(png(samples, bits, PALETTE, [*before, (b"tRNS", alphas.tobytes())]))
+    close(found, over_white(colours[samples[..., 0]], alphas[samples[..., 0]]), 1)
+    assert found.dropped == ("alpha",)
+
+
+def test_an_opaque_alpha_loses_nothing():
+    samples = ramp(H, W, 4, 8)
+    samples[..., 3] = 255
+    assert read(png(samples, 8, RGB_ALPHA)).dropped == ()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (b"zTXt", b"workflow\0\0" + zlib.compress(b'{"node": 1}' * 200_000)),
+        (b"tEXt", b"parameters\0" + b"x" * 3_000_000),
+        (b"iTXt", b"no zeros at all"),
+        (b"iCCP", b"broken\0\0not deflated"),
+        (b"eXIf", b"MM\0\x2a\xff\xff\xff\xff"),
+        (b"pHYs", b"cut"),
+        (b"gAMA", b""),
+        (b"sPLT", b"\xff" * 9),
+        (b"acTL", b"\0\0\0\x05"),
+        (b"fcTL", b"short"),
+        (b"tIME", b"\xff" * 7),
+    ],
+)
+def test_metadata_do_not_cost_a_picture(extra):
+    samples = ramp(H, W, 3, 8)
+    for before, after in (([extra], []), ([], [extra]), ([extra] * 3, [])):
+        found = read(png(samples, 8, RGB, before, after))
+        close(found, samples, 0)
+        assert (found.note is not None) == (extra[0] == b"iCCP")
+    wrong = png(samples, 8, RGB, [extra]).replace(
+        struct.pack(">I", zlib.crc32(b"".join(extra))), b"\1\2\3\4"
+    )
+    close(read(wrong), samples, 0)
+
+
+def test_a_changed_byte_of_what_decides_pixels_is_an_error_in_png():
+    samples = ramp(H, W, 1, 4)
+    data = png(samples, 4, GREY, [(b"tRNS", struct.pack(">H", 5))])
+    whole, refused, same = rgb(data), 0, 0
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x10
+        try:
+            assert np.array_equal(rgb(bytes(damaged)), whole), at
+            same += 1
+        except BadPicture:
+            refused += 1
+    assert (refused, same) == (len(data) - same, same) and same <= 24  # IDAT's checksum, IEND
+
+
+def test_apng_counts_its_frames():
+    samples, control = ramp(H, W, 3, 8), struct.pack(">II", 3, 0)
+    frame = struct.pack(">IIIIIHHBB", 0, W, H, 0, 0, 1, 10, 0, 0)
+    animated = png(samples, 8, RGB, [(b"acTL", control), (b"fcTL", frame)], [(b"fcTL", frame)])
+    assert read(animated).dropped == ("frames:3",)
+    hidden = png(samples, 8, RGB, [(b"acTL", control)], [(b"fcTL", frame)])
+    assert read(hidden).dropped == ("frames:4",)  # the first is no part of the animation
+    close(read(hidden), samples, 0)
+
+
+def test_orientation_in_png_by_exif_xmp_and_by_imagemagick():
+    samples = ramp(H, W, 3, 8)
+    exif = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='6'/>"
+    raw = b"Raw profile type exif\0\0" + zlib.compress(
+        f"\nexif\n      {len(exif)}\n{exif.hex()}\n".encode()
+    )
+    for extra in ((b"eXIf", exif), (b"iTXt", xmp), (b"zTXt", raw)):
+        found = read(png(samples, 8, RGB, [extra]))
+        close(found, np.rot90(samples, -1), 0)
+        assert found.dropped == ("rotated",)
+
+
+# ---- TIFF
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grey_tiff_of_every_depth_and_polarity_is_right_or_refused(
+    photometric, bits, compress, order
+):
+    samples = ramp(H, W, 1, bits)
+    white = (1 << bits) - 1
+    stored = samples if photometric else white - samples
+    data = tiff(tiff_page(stored, bits, photometric, order=order, compress=compress), order=order)
+    try:
+        found = read(data)
+    except BadPicture as error:
+        assert "not converted" in str(error)
+        assert bits == 12 or (bits, photometric, order) == (16, 0, ">")
+        return
+    close(found, three(shown(samples, bits)), 0)
+    assert found.dropped == ((f"bits:{bits}",) if bits > 8 else ())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("photometric", "extra"), [(2, None), (2, 0), (2, 1), (2, 2), (5, None)])
+def test_colour_tiff_of_every_layout_is_right_or_refused(
+    photometric, extra, bits, planar, compress, order
+):
+    channels = {2: 3, 5: 4}[photometric] + (extra is not None)
+    samples = ramp(H, W, channels, bits)
+    values = shown(samples, bits)
+    tags = {} if extra is None else {338: (3, [extra])}
+    if extra == 1:  # premultiplied
+        samples[..., :3] = samples[..., :3] * samples[..., 3:] // ((1 << bits) - 1)
+    page = tiff_page(samples, bits, photometric, order=order, planar=planar, compress=compress,
+                     tags=tags)  # fmt: skip
+    data = tiff(page, order=order)
+    if bits == 16 and planar == 2:
+        with pytest.raises(BadPicture, match="16 bits in separate planes"):
+            read(data)
+        return
+    if planar == 2 and not compress and extra in (0, 1):
+        with pytest.raises(BadPicture, match="in separate planes is not converted"):
+            read(data)
+        return
+    if photometric == 5:
+        ink = values.astype(int)
+        expected = (255 - ink[..., :3]) * (255 - ink[..., 3:]) // 255
+    else:
+        expected = over_white(values[..., :3], values[..., 3]) if extra else values[..., :3]
+    found = read(data)
+    rounding = 3 if bits == 16 or photometric == 5 else 0
+    close(found, expected, rounding + {None: 0, 0: 0, 1: 3, 2: 1}[extra])
+    assert ("alpha" in found.dropped) == (extra in (1, 2))
+    assert ("bits:16" in found.dropped) == (bits == 16)
+
+
+def test_white_is_zero_of_16_bits_is_no_negative():
+    samples = ramp(H, W, 1, 16)
+    found = rgb(tiff(tiff_page(65535 - samples, 16, 0)))
+    assert np.array_equal(found, three(shown(samples, 16)))
+
+
+@pytest.mark.parametrize("kind", [{254: (4, [1])}, {255: (3, [2])}])
+def test_a_thumbnail_page_is_not_the_picture(kind):
+    small, large = ramp(6, 9, 3, 8), ramp(H, W, 3, 8)
+    thumbnail = tiff_page(small, 8, 2, tags=kind)
+    mask = tiff_page(small, 8, 2, tags={254: (4, [4])})
+    found = read(tiff(thumbnail, mask, tiff_page(large, 8, 2)))
+    close(found, large, 0)
+    assert found.dropped == ()
+    two = read(tiff(thumbnail, tiff_page(large, 8, 2), tiff_page(large, 8, 2)))
+    assert two.dropped == ("frames:2",)
+    with pytest.raises(BadPicture, match="every page says that it is a thumbnail"):
+        read(tiff(thumbnail))
+
+
+def test_the_picture_behind_a_thumbnail_has_the_limits():
+    small, large = ramp(6, 9, 3, 8), ramp(H, W, 3, 8)
+    data = tiff(tiff_page(small, 8, 2, tags={254: (4, [1])}), tiff_page(large, 8, 2))
+    with pytest.raises(BadPicture) as caught:
+        read(data, Rules(max_pixels=100))
+    assert caught.value.status == "too_large"
+    assert probe(data)[:2] == (W, H)
+
+
+def test_the_size_is_known_whatever_the_metadata():
+    text = (b"tEXt", b"parameters\0" + b"x" * 3_000_000)
+    assert probe(png(ramp(H, W, 3, 8), 8, RGB, [text]))[:2] == (W, H)
+
+
+@pytest.mark.parametrize(
+    ("tags", "named"),
+    [
+        ({339: (3, [2])}, "signed or floating-point"),
+        ({339: (3, [3])}, "signed or floating-point"),
+        ({262: (3, [32803])}, "photometric interpretation 32803"),
+        ({266: (3, [2])}, "of reversed order"),
+    ],
+)
+def test_layouts_that_are_taken_wrongly_are_refused_by_name(tags, named):
+    with pytest.raises(BadPicture, match=named):
+        read(tiff(tiff_page(ramp(H, W, 1, 16), 16, 1, tags=tags)))
+
+
+def test_signed_bytes_and_other_inks_are_refused_by_name():
+    with pytest.raises(BadPicture, match="signed"):
+        read(tiff(tiff_page(ramp(H, W, 1, 8), 8, 1, tags={339: (3, [2])})))
+    with pytest.raises(BadPicture, match="inks other than"):
+        read(tiff(tiff_page(ramp(H, W, 4, 8), 8, 5, tags={332: (3, [2])})))
+
+
+def test_orientation_of_a_tiff_is_recorded():
+    samples = ramp(H, W, 3, 8)
+    found = read(tiff(tiff_page(samples, 8, 2, tags={274: (3, [6])})))
+    close(found, np.rot90(samples, -1), 0)
+    assert found.dropped == ("rotated",)
+
+
+def test_jpeg_in_a_tiff_is_decoded_strictly():
+    buffer = io.BytesIO()
+    Image.fromarray(ramp(160, 120, 3, 8).astype(np.uint8)).save(buffer, "TIFF", compression="jpeg")
+    data = buffer.getvalue()
+    assert rgb(data).shape == (160, 120, 3)
+    scan = data.index(b"\xff\xda")
+    damaged = data[: scan + 300] + b"\xff\xd9" + data[scan + 302 :]
+    with Image.open(io.BytesIO(damaged)) as image:
+        assert np.array(image).shape == (160, 120, 3)  # without a word
+    with pytest.raises(BadPicture, match="strip or tile of JPEG"):
+        read(damaged)
+
+
+# ---- the others
+
+
+def test_bmp_whose_alpha_nobody_filled_in_is_opaque():
+    values = ramp(H, W, 4, 8).astype(np.uint8)
+    found = read(bmp32(values))
+    close(found, over_white(values[..., :3], values[..., 3]), 1)
+    assert found.dropped == ("alpha",)
+    values[..., 3] = 0
+    found = read(bmp32(values))
+    close(found, values[..., :3], 0)
+    assert found.dropped == ()
+
+
+@pytest.mark.parametrize("white", [1, 15, 255, 1023, 65535])
+@pytest.mark.parametrize("kind", [5, 6])
+def test_pnm_of_every_white(kind, white):
+    samples = ramp(H, W, 1 if kind == 5 else 3, 16) * white // 65535
+    form = "u1" if white < 256 else ">u2"
+    found = read(b"P%d %d %d %d\n" % (kind, W, H, white) + samples.astype(form).tobytes())
+    expected = (samples * 510 + white) // (2 * white)
+    close(found, three(expected) if kind == 5 else expected, 1)
+    assert found.dropped == ((f"bits:{white.bit_length()}",) if white > 255 else ())
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF", "AVIF"])
+def test_the_other_frames_are_counted(format):
+    frames = [Image.fromarray(ramp(H, W, 3, 8, i).astype(np.uint8)) for i in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
+    assert read(buffer.getvalue()).dropped == ("frames:3",)
+
+
+def test_nothing_of_pillow_is_switched_off():
+    before = Image.MAX_IMAGE_PIXELS
+    wide = png(np.zeros((100, 100, 1), np.int64), 1, GREY)
+    read(wide), read(jpeg(40, 30))
+    assert before == Image.MAX_IMAGE_PIXELS and before is not None
+    huge = struct.pack(">IIBBBBB", 20_000, 20_000, 1, GREY, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 2501 * 20_000)
+    parts = [chunk for chunk in (b"IHDR" + huge, b"IDAT" + rows, b"IEND")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts
+    )
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(data))
+    with pytest.raises(BadPicture) as caught:
+        read(data)
+    assert caught.value.status == "too_large"
+    assert read(data, Rules(max_pixels=400_000_000)).width == 20_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", b"\0" * 99, b"P", b"BM", b"\x0a\x05"],
+)
+def test_no_other_plug_in_is_asked(data):
+    with pytest.raises(BadPicture):
+        read(data)
+
+
+def test_rows_are_packed_as_they_are_read():
+    assert packed(np.array([[[1], [0], [1]]]), 1) == [b"\xa0"]
+    assert packed(np.array([[[1], [2], [3]]]), 4) == [b"\x12\x30"]
+    assert packed(np.array([[[0x123], [0x456]]]), 12) == [b"\x12\x34\x56"]
