@@ -23,8 +23,8 @@ setup: $(STAMP)  ## create the virtual environment
 demo: $(STAMP)  ## encode the example shards, verify, decode, and write demo/index.html
 	@$(PY) -m examples.demo
 
-# Every file stays on one worker, and all that start a Ray on the first one.
-PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# A file stays on one worker, for its fixtures; in their order, so that the clusters are begun first.
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)  ## run the tests (WORKERS=2)
 	@$(PYTEST)

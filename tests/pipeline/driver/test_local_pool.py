@@ -240,8 +240,12 @@ def test_no_replica_outlives_its_driver(archive: archives.Archive) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_replicas_share_the_gpus_and_know_their_threads_before_torch_does(
-    pool_of: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+    pool_of: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    waiting = tmp_path / "python"  # a dead process shows no environment, and here is no such GPU
+    waiting.write_text("#!/bin/sh\nexec sleep 10000\n")
+    waiting.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(waiting))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     pool = pool_of(device="cuda", threads=3)
     names = [pool.add() for _ in range(3)]
