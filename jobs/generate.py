@@ -77,7 +77,7 @@ def request_of(args: argparse.Namespace) -> Request:
 
 def plan_of(args: argparse.Namespace, specs: list[ShardSpec], codec: Codec) -> Plan:
     """The plan of an archive that is generated."""
-    if codec.prior is None:
+    if not codec.has_prior:
         raise common.UsageError(
             f"--weights {args.weights}: no entropy model in them, which is what images are drawn "
             "from: jobs.train --recipe prior makes one"

@@ -86,6 +86,11 @@ class Tokenizer:
                 self._prior = load.load(self._prior_checkpoint, self.device)
             return self._prior
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether the weights hold an entropy model; does not load it."""
+        return self._prior_checkpoint is not None
+
     def needed_prior(self) -> engine.Model:
         """The entropy model.
 

@@ -39,7 +39,7 @@ def check_store(store: str, codec: Codec) -> None:
     Raises:
         UsageError: its weights hold no entropy model.
     """
-    if store != "codes" and codec.prior is None:
+    if store != "codes" and not codec.has_prior:
         raise common.UsageError(
             f"--store {store}: model {codec.fingerprint[:16]} has no entropy model, which "
             "bitstreams need; give --store codes, or weights that hold one"

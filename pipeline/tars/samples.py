@@ -39,6 +39,7 @@ class Sample:
     members: dict[str, bytes]  # by extension, lower case
     offset: int  # of its first header
     unread: dict[str, str] = field(default_factory=dict)  # wanted extension -> why it is not here
+    too_large: set[str] = field(default_factory=set)  # those of them that are over the limit
     others: list[str] = field(default_factory=list)  # extensions that nobody asked for
 
 
@@ -132,6 +133,8 @@ class ShardReader:
             complete = self._tar.skip(member.size)
             if complete and wanted:
                 sample.unread[extension] = reason
+                if member.size > self._max_member_bytes:
+                    sample.too_large.add(extension)
             elif complete:
                 sample.others.append(extension)
         if complete:

@@ -236,16 +236,9 @@ def load_replica(store: Store, plan: Plan, device: str) -> Replica:
             f"{store.url(name)}: holds model {codec.fingerprint[:16]}, the plan says "
             f"{plan.model[:16]}: put the right weights there"
         )
-    if plan.stores_bitstream and codec.prior is None:
+    if plan.stores_bitstream and not codec.has_prior:
         raise CheckpointError(
             f"{store.url(name)}: has no entropy model, the plan says store {plan.store!r}: "
             "plan.json was edited"
         )
     return Replica(codec)
-
-
-def missing_device(device: str) -> str | None:
-    """Why this device cannot be used on this machine, and the way out; None if it can."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        return f"--device {device}: torch finds no GPU here; give --device cpu"
-    return None

@@ -113,7 +113,7 @@ def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
     unread = next((e for e in plan.image_keys if e in sample.unread), None)
     if unread is not None:
         error = f".{unread}: {sample.unread[unread]}"
-        status = Status.TOO_LARGE if "over the limit" in error else Status.MISSING_IMAGE
+        status = Status.TOO_LARGE if unread in sample.too_large else Status.MISSING_IMAGE
         return replace(row, status=status, error=error[:200])
     found = ", ".join(f".{e}" for e in [*sample.members, *sample.others])
     error = f"no member .{'/.'.join(plan.image_keys)}; the sample has {found}"
