@@ -94,7 +94,8 @@ def _shared(data: torch.Tensor) -> torch.Tensor:
     its pages, as ``share_memory_`` does."""
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return data.share_memory_()
-    fd, left = os.memfd_create("pqmim-batch"), data.numpy().ravel()
+    left: Any = data.numpy().ravel()
+    fd = os.memfd_create("pqmim-batch")
     try:
         while len(left):
             left = left[os.write(fd, left) :]
