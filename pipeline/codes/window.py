@@ -94,9 +94,10 @@ def _shared(data: torch.Tensor) -> torch.Tensor:
     its pages, as ``share_memory_`` does."""
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return data.share_memory_()
-    fd, left = os.memfd_create("pqmim-batch"), memoryview(data.numpy()).cast("B")  # type: ignore[arg-type]
+    left: Any = data.numpy().ravel()
+    fd = os.memfd_create("pqmim-batch")
     try:
-        while left:
+        while len(left):
             left = left[os.write(fd, left) :]
         storage: Any = torch.UntypedStorage
         shared = torch.empty(0, dtype=torch.uint8)
