@@ -277,7 +277,7 @@ class Driver:
     def _kill_hung(self, now: float) -> None:
         hung: dict[str, Flight] = {}
         for flight in self.fleet.still:
-            if now - flight.moved <= self.limits.still_s:
+            if now - flight.moved <= min(self.limits.still_s, self.pace.hang_s):
                 break
             known = flight.counts != Counts()  # else the replica may not be able to say
             limit = self.limits.still_s if known else self.pace.hang_s

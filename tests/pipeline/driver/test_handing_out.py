@@ -110,6 +110,15 @@ def test_a_shard_that_no_longer_moves_is_hung(tmp_path):
     assert run.seconds < 3 * (50 + 100) + 100 + 200 + 400
 
 
+def test_a_shard_that_nothing_is_heard_of_has_a_limit_of_its_own(tmp_path):
+    for limits in (
+        Limits(still_s=900.0, hang_floor_s=100.0),
+        Limits(still_s=50.0, hang_floor_s=100.0),
+    ):
+        run = Run(tmp_path, Telling(1.0, 0, NEVER), names(1), 1, limits)
+        assert run.progress.replicas_lost == 3 and 700 <= run.seconds < 730
+
+
 class Clocked(Telling):
     """Notes what is shown, at every event."""
 
