@@ -44,17 +44,18 @@ MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are 
 POOLS = {"pipeline.driver.ray_pool", "pipeline.driver.local_pool"}
 LIBRARIES = {  # library -> the only rooms or files that may import it
     "ray": {"pipeline.driver.ray_pool", "pipeline.learn.workers", "jobs.common"},
-    "fsspec": {"pipeline.store.s3"},
+    "fsspec": {"pipeline.store"},
     "s3fs": {"pipeline.store.s3"},
     "pyarrow": {"pipeline.archive", "pipeline.codes"},
     "simplejpeg": {"pqmim.pictures"},
     "constriction": {"pqmim.coding"},
     "numba": {"pqmim.prior.kernels"},  # an extra
     "matplotlib": {"pqmim.evaluation"},  # an extra
+    "scipy": {"pqmim.evaluation"},  # the same
 }
 CODEC_MAY_IMPORT = {
     "torch", "numpy", "constriction", "safetensors", "PIL", "simplejpeg", "pqmim", "matplotlib",
-    "numba", "tqdm",
+    "scipy", "numba", "tqdm",
 }  # fmt: skip
 
 

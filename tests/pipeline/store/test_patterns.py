@@ -30,8 +30,6 @@ from pipeline.store.patterns import braces, glob_regex, static_prefix
         "{one}",
         "{{a,b}}",
         "open{a,b",
-        "a{b{c,d}",
-        "}{a,b}",
         "{}",
     ],
 )

@@ -91,14 +91,6 @@ def test_points_that_another_beats_do_not_count():
     assert bd.quality_at(curve, 0.05) is None and bd.quality_at(curve, 0.2) == pytest.approx(29.5)
 
 
-def test_pchip_is_that_of_scipy():
-    x, y = np.array([0.0, 1.0, 3.0, 4.0, 7.0]), np.array([0.0, 2.0, 2.5, 2.4, 9.0])
-    at = np.array([0.5, 2.0, 3.5, 5.0, 6.5])
-    assert bd.pchip(x, y, at) == pytest.approx(
-        [1.26210586, 2.37162162, 2.45, 3.23888889, 7.14826389]
-    )  # scipy 1.17, PchipInterpolator
-
-
 def test_published_kodak_reproduces_known_distances():
     curves = {c.name: c for c in published.load("default").curves}
     assert len(curves) == 28 and all(c.description for c in curves.values())
