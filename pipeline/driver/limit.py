@@ -54,7 +54,7 @@ class Limit:
 
     def _pass(self, now: float) -> None:
         """Count the time until now for those that are up."""
-        seconds = now - self._since if self._up else 0.0
+        seconds = max(now - self._since, 0.0) if self._up else 0.0
         self._replica_s += len(self._up) * seconds
         self._core_s += self._cores() * seconds
         self._since = now
