@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs import common, encode, status
+from jobs.common import work
 from pipeline.archive import commit, losses, table
 from pipeline.archive.table import Row
 from pipeline.plan import SECOND_FIELDS, Plan, PlanMismatch, ShardResult, ShardSpec, Status
@@ -219,5 +220,5 @@ def test_the_flags_are_in_the_plan():
     for flags, wanted in (([], ("convert", False)), (["--icc", "refuse"], ("refuse", False)),
                           (["--strict-images"], ("convert", True))):  # fmt: skip
         argv = ["--input", "x", "--output", "y", "--quality", "2", "--store", "codes", *flags]
-        plan = common.plan_of(encode.parse(argv), [], codec)
+        plan = work.plan_of(encode.parse(argv), [], codec)
         assert (plan.icc, plan.strict_images, plan.format_version) == (*wanted, 2)

@@ -207,10 +207,10 @@ def test_no_event_comes_of_a_replica_that_was_killed_and_closing_ends_all(
 
 ORPHANS = """
 import sys, time
-from pipeline.archive import commit
+from pipeline.archive import layout
 from pipeline.plan import Resources, ShardSpec
 from pipeline.store.storage import Store
-from tests.pipeline import test_local_pool as here
+from tests.pipeline.driver import test_local_pool as here
 
 store = Store(sys.argv[1])
 pool = here.Watched(store, layout.read_plan(store), Resources(), here.slow)
@@ -238,6 +238,15 @@ def test_no_replica_outlives_its_driver(archive: archives.Archive) -> None:
         until_gone(pid)
 
 
+def environment_of(pid: int) -> list[bytes]:
+    """Of a process; while it turns into another program it shows none."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := Path(f"/proc/{pid}/environ").read_bytes()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found.split(b"\0")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_replicas_share_the_gpus_and_know_their_threads_before_torch_does(
     pool_of: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -252,7 +261,7 @@ def test_replicas_share_the_gpus_and_know_their_threads_before_torch_does(
     pool.kill(names[0])
     names = [*names[1:], pool.add()]
     for name, gpu in zip(names, ("GPU-5", "3", "3"), strict=True):
-        environment = Path(f"/proc/{pool.pid(name)}/environ").read_bytes().split(b"\0")
+        environment = environment_of(pool.pid(name))
         assert b"OMP_NUM_THREADS=3" in environment
         assert b"CUDA_VISIBLE_DEVICES=" + gpu.encode() in environment, name
     assert "2 GPUs" in pool.describe()
