@@ -1,4 +1,4 @@
-"""What infra/ tells AWS: the cluster of ``ray up``, the rights of its workers, the lifecycle rule."""
+"""What infra/ tells AWS: the cluster of ``ray up``, its workers' rights, the lifecycle rule."""
 
 from __future__ import annotations
 
@@ -172,8 +172,8 @@ def test_the_policy_is_the_least_and_each_of_its_words_counts() -> None:
 
 @pytest.fixture
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket with one shard, on a server that lets us do what the policy says and no more: all but
-    the prefixes of s3:ListBucket, which moto does not look at."""
+    """A bucket with one shard, on a server that lets us do what the policy says and no more: all
+    but the prefixes of s3:ListBucket, which moto does not look at."""
     Store(f"{s3}/shards").put("000000.tar", b"tar")
     session = botocore.session.get_session()
     iam = session.create_client("iam", region_name="us-west-2")

@@ -1,4 +1,4 @@
-"""The image: linted, its sources in the context, Numba's cache really filled; built where buildah is."""
+"""The image: linted, its context, Numba's cache really filled; built where buildah is."""
 
 from __future__ import annotations
 
