@@ -17,6 +17,8 @@ from pqmim import __version__
 from pqmim.coding import schedule
 from pqmim.completion.rule import Rule
 
+USAGE, INTERRUPTED = 2, 130  # exit codes; 3: some of many files were not made
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and call; errors that a person can act on are one line and exit code 2."""
@@ -35,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(importlib.import_module(module), name)(args))
     except (ValueError, OSError, Image.DecompressionBombError) as error:
         sys.stderr.write(f"pqmim: {' '.join(str(error).split())}\n")
-        return 2
+        return USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("pqmim: interrupted\n")
+        return INTERRUPTED
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,10 +56,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
     _train_autoencoder_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
     _train_prior_flags(stages.add_parser("prior", help="stage 2, the entropy model of its codes"))
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if any(len(name) > 1 and name.startswith("-") for name in more) or (
+        more and "files" not in args
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if args.threads < 1:
         parser.error("--threads must be 1 or more")
+    if args.verb in ("compress", "decompress"):
+        args.files += more  # names behind an option: argparse takes those before it alone
+        _one_or_many(verbs.choices[args.verb], args)
     return args
+
+
+def _one_or_many(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """INPUT and OUTPUT, or with --output-dir inputs alone -> ``inputs`` and ``output``."""
+    args.inputs, args.output = args.files, None
+    if args.output_dir is None:
+        if len(args.files) != 2:
+            several = "the outputs of several go to --output-dir DIR"
+            parser.error(f"one INPUT and one OUTPUT, not {len(args.files)} names; {several}")
+        args.inputs, args.output = args.files[:1], args.files[1]
 
 
 def _run_flags(parser: argparse.ArgumentParser, call: str) -> None:
@@ -69,9 +91,25 @@ def _weights_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="default", help="path or name (%(default)s)")
 
 
+def _file_flags(parser: argparse.ArgumentParser, help: str) -> None:
+    """One file, or many."""
+    parser.usage = f"{parser.prog} [options] INPUT OUTPUT | INPUT ... --output-dir DIR"
+    parser.add_argument("files", nargs="+", metavar="FILE", help=help)
+    parser.add_argument(
+        "--output-dir", metavar="DIR",
+        help="every FILE is an input; outputs of the same names go here, --threads at a time",
+    )  # fmt: skip
+    _force_flag(parser)
+
+
+def _force_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace outputs that are there")
+
+
 def _compress_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", help="PNG, JPEG, ... or - for stdin")
-    parser.add_argument("output", help="the .pqm file, or - for stdout")
+    _file_flags(
+        parser, "INPUT: PNG, JPEG, ... or - for stdin; OUTPUT: the .pqm file, or - for stdout"
+    )
     parser.add_argument("--quality", type=int, help="sub-codes to keep, from 1 (all of them)")
     parser.add_argument(
         "--price", type=float, metavar="LAMBDA",
@@ -81,12 +119,14 @@ def _compress_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fast", action="store_true", help="fewer stages: less time, more bytes")
     parser.add_argument("--max-bytes", type=int, help="the best picture in so many bytes: 200")
     _weights_flag(parser)
-    _run_flags(parser, "pqmim.commands:compress")
+    _run_flags(parser, "pqmim.commands.images:compress")
 
 
 def _decompress_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", help="the .pqm file, or - for stdin")
-    parser.add_argument("output", help="PNG, JPEG, ... by its suffix, or - for a PNG on stdout")
+    _file_flags(
+        parser, "INPUT: the .pqm file, or - for stdin; OUTPUT: PNG, JPEG, ... by its suffix, or - "
+        "for a PNG on stdout",
+    )  # fmt: skip
     parser.add_argument("--partial", action="store_true", help="show what a cut-off file still has")
     parser.add_argument(
         "--complete", choices=("mean", "draw"), nargs="?", const="mean",
@@ -94,7 +134,7 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _rule_flags(parser)
     _weights_flag(parser)
-    _run_flags(parser, "pqmim.commands:decompress")
+    _run_flags(parser, "pqmim.commands.images:decompress")
 
 
 def _rule_flags(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +153,7 @@ def _rule_flags(parser: argparse.ArgumentParser) -> None:
 def _complete_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="PNG, JPEG, ... or - for stdin")
     parser.add_argument("output", help="PNG, JPEG, ... by its suffix, or - for a PNG on stdout")
+    _force_flag(parser)
     kept = parser.add_mutually_exclusive_group(required=True)
     kept.add_argument("--keep-stages", type=int, metavar="N", help="the first stages of a stream")
     kept.add_argument("--keep-subcodes", type=int, metavar="N", help="the first ones everywhere")
@@ -122,7 +163,7 @@ def _complete_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", action="store_true", help="the mean of the others; no drawing")
     _rule_flags(parser)
     _weights_flag(parser)
-    _run_flags(parser, "pqmim.commands:complete")
+    _run_flags(parser, "pqmim.commands.images:complete")
 
 
 def _info_flags(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +171,7 @@ def _info_flags(parser: argparse.ArgumentParser) -> None:
         "target", nargs="?", default="default",
         help="a .pqm file, - for one on stdin, or weights by path or name (%(default)s)",
     )  # fmt: skip
-    _run_flags(parser, "pqmim.commands:info")
+    _run_flags(parser, "pqmim.commands.info:info")
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:

@@ -62,8 +62,12 @@ class Meter:
     def say(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
         if not self.quiet:
-            tqdm.write(text, file=self.stream)
-            self.stream.flush()
+            self.error(text)
+
+    def error(self, text: str) -> None:
+        """A line that is said also when quiet."""
+        tqdm.write(text, file=self.stream)
+        self.stream.flush()
 
     def close(self) -> None:
         """Take the bar away."""

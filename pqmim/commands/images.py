@@ -1,0 +1,202 @@
+"""``pqmim compress | decompress | complete``: one file to another, or many to a folder."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pqmim.codec import Codec
+from pqmim.coding import payloads, schedule
+from pqmim.commands import files, many
+from pqmim.commands.files import STDIO, FileError, Output
+from pqmim.commands.many import Job
+from pqmim.completion import masks
+from pqmim.completion.rule import Rule
+from pqmim.files import container
+from pqmim.meter import Meter
+from pqmim.pictures.picture import BadPicture
+from pqmim.pictures.read import read as read_picture
+
+LARGE = 2_000_000  # pixels from which progress is shown
+
+
+def rule(args: argparse.Namespace) -> Rule:
+    """How codes are drawn."""
+    return Rule(args.steps, args.temperature, args.seed)
+
+
+def read_pixels(name: str, *, quiet: bool = False) -> Tensor:
+    """An image file, or stdin -> uint8 [3,H,W], upright, in sRGB, over white.
+
+    Raises:
+        FileError: it cannot be read, or not as an image.
+    """
+    try:
+        picture = read_picture(files.read(name))
+    except BadPicture as error:
+        raise FileError(f"{files.shown(name)}: cannot be read as an image: {error}") from error
+    if picture.note and not quiet:
+        sys.stderr.write(f"note: {files.shown(name)}: {picture.note}\n")
+    return picture.tensor()
+
+
+def image_file(name: str, pixels: Tensor) -> bytes:
+    """uint8 [3,H,W] -> a file of the format that the suffix of a name asks for; PNG for stdout.
+
+    Raises:
+        FileError: no format has that suffix.
+    """
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    suffix = ".png" if name == STDIO else Path(name).suffix.lower()
+    formats = Image.registered_extensions()
+    if suffix not in formats:
+        raise FileError(f"{name}: no image format has the suffix {suffix!r}")
+    buffer = io.BytesIO()
+    image.save(buffer, formats[suffix])
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class How:
+    """What ``compress`` is asked for, of any picture."""
+
+    quality: int | None
+    price: float
+    plan: tuple[int, ...]
+    max_bytes: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> How:
+        """From the flags.
+
+        Raises:
+            ValueError: flags that exclude each other.
+        """
+        chosen = args.fast or (args.quality, args.price) != (None, None)
+        if args.max_bytes is not None and chosen:
+            raise ValueError("--max-bytes chooses quality, price and stages itself")
+        price = schedule.DEFAULT_PRICE if args.price is None else args.price
+        plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
+        return cls(args.quality, price, plan, args.max_bytes)
+
+    def file(self, codec: Codec, pixels: Tensor) -> bytes:
+        """The ``.pqm`` file of a picture."""
+        if self.max_bytes is not None:
+            return codec.compress_to(pixels, self.max_bytes)
+        return codec.compress(pixels, self.quality, self.plan, price=self.price)
+
+
+def compress(args: argparse.Namespace) -> int:
+    """Image files to ``.pqm`` files."""
+    how = How.of(args)
+    if (
+        args.output is not None
+        and Path(args.output).suffix.lower() in Image.registered_extensions()
+    ):
+        raise FileError(
+            f"{args.output}: compress writes .pqm files, and this is a picture's name; the outputs "
+            "of several pictures go to --output-dir"
+        )
+
+    def one(codec: Codec, job: Job, quiet: bool) -> None:
+        pixels = read_pixels(job.input, quiet=args.quiet)
+        with progress("compress", pixels[0].numel(), quiet=quiet):
+            job.output.write(how.file(codec, pixels))
+
+    return _run(args, "compress", ".pqm", one)
+
+
+def decompress(args: argparse.Namespace) -> int:
+    """``.pqm`` files to image files."""
+    fill = rule(args) if args.complete == "draw" else args.complete
+    partial = args.partial or args.complete is not None
+
+    def one(codec: Codec, job: Job, quiet: bool) -> None:
+        data = files.read(job.input)
+        stream = container.parse(data)
+        with progress("decompress", stream.height * stream.width, quiet=quiet):
+            pixels = codec.decompress(data, partial=partial, fill=fill)
+        job.output.write(image_file(job.output.name, pixels))
+
+    return _run(args, "decompress", ".png", one)
+
+
+def _run(
+    args: argparse.Namespace, what: str, suffix: str, one: Callable[[Codec, Job, bool], None]
+) -> int:
+    """Load the model and make the one file, or the many."""
+    if args.output_dir is None:
+        jobs = [Job(args.inputs[0], Output(args.output, args.force))]
+        jobs[0].output.check(args.inputs)
+    else:
+        jobs = many.jobs_of(args.inputs, args.output_dir, suffix, force=args.force)
+    codec = Codec.load(args.weights, args.device)
+
+    def work(job: Job) -> None:
+        with files.about(job.input):
+            job.output.check([job.input])
+            one(codec, job, args.quiet or args.output_dir is not None)
+
+    if args.output_dir is None:
+        work(jobs[0])
+        return 0
+    return many.each(jobs, work, args.threads, Meter(what, len(jobs), "files", quiet=args.quiet))
+
+
+@contextmanager
+def progress(what: str, pixels: int, *, quiet: bool) -> Iterator[None]:
+    """Show which stage the work in the block is at, if there are many pixels."""
+    meter = Meter(what, 1.0, quiet=quiet or pixels < LARGE)
+    try:
+        with payloads.watched(lambda stage, stages: meter.show(stage / stages, f"stage {stage}")):
+            yield
+    finally:
+        meter.close()
+
+
+def complete(args: argparse.Namespace) -> int:
+    """Image file to image file by way of its codes, some of them replaced."""
+    how, output = rule(args), Output(args.output, args.force)
+    output.check([args.input])
+    with files.about(args.input):
+        pixels = read_pixels(args.input, quiet=args.quiet)
+        height, width = pixels.shape[1:]
+        codec = Codec.load(args.weights, args.device)
+        codes = codec.encode(pixels[None])
+        known = torch.from_numpy(_kept(args, codec, codes))[None]
+        if args.mean:
+            shown = codec.preview(codes, known, height, width)
+        else:
+            filled = codec.complete(
+                codes, known, steps=how.steps, temperature=how.temperature, seed=how.seed
+            )
+            shown = codec.decode(filled, height, width)
+        output.write(image_file(args.output, shown[0]))
+    return 0
+
+
+def _kept(args: argparse.Namespace, codec: Codec, codes: Tensor) -> NDArray[np.bool_]:
+    """The mask that the flags ask for."""
+    _, rows, columns, subcodes = codes.shape
+    shape = (rows, columns, subcodes)
+    if args.keep_stages is not None:
+        group = codec.needed_prior().config.group
+        return masks.first_stages(shape, schedule.DEFAULT_PLAN, group, args.keep_stages)
+    if args.keep_subcodes is not None:
+        return masks.first_subcodes(shape, args.keep_subcodes)
+    sides = args.replace.split(",")
+    if len(sides) != 4 or not all(side.strip().isdigit() for side in sides):
+        raise ValueError(f"--replace {args.replace}: four numbers, TOP,LEFT,HEIGHT,WIDTH in pixels")
+    top, left, high, wide = (int(side) for side in sides)
+    return masks.outside(shape, (top, left, high, wide), codec.config.stride)
