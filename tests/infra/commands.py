@@ -32,7 +32,8 @@ TABLE = {  # program and verb -> options
     "kubectl port-forward": set(),
     "helm repo": set(),
     "helm install": {"--version"},
-    "sbatch": set(),
+    "sbatch": {"--nodes"},
+    "prometheus": {"--config.file", "--web.listen-address"},
     "promtool check": set(),
     "promtool test": set(),
 }
@@ -69,6 +70,9 @@ def problems_of(words: list[str]) -> list[str]:
         return ray_problems(rest)
     if program == "aws":
         return aws_problems(rest)
+    if program == "sbatch":
+        at = next(i for i, word in enumerate(rest) if word.endswith(".sbatch"))
+        return table_problems(program, rest[: at + 1]) + job_problems("jobs.encode", rest[at + 1 :])
     return table_problems(program, rest)
 
 
@@ -142,8 +146,9 @@ def table_problems(program: str, rest: list[str]) -> list[str]:
     options = TABLE.get(verb, TABLE.get(program))
     if options is None:
         return [f"nothing is known of {verb}"]
-    found = [f"{verb}: {w}" for w in rest if w.startswith("-") and w not in options]
-    paths = [w for w in rest if re.fullmatch(r"[\w.-]+/[\w./-]+\.\w+|\w+/\w+/Dockerfile", w)]
+    found = [f"{verb}: {w}" for w in rest if w.startswith("-") and w.split("=")[0] not in options]
+    values = [w.split("=")[-1] for w in rest]
+    paths = [w for w in values if re.fullmatch(r"[\w.-]+/[\w./-]+\.\w+|\w+/\w+/Dockerfile", w)]
     found += [f"no file {name}" for name in paths if not (ROOT / name).exists()]
     if program == "kubectl" and rest[0] in ("get", "delete") and rest[1] not in KINDS:
         found.append(f"{verb} {rest[1]}")
