@@ -139,7 +139,7 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
         help="as --partial, and fill what was not sent: by its mean (nearest), or drawn (sharp)",
     )  # fmt: skip
     _rule_flags(parser)
-    _weights_flag(parser)
+    parser.add_argument("--weights", help="path or name (those that a file names)")
     _run_flags(parser, "pqmim.commands.images:decompress")
 
 

@@ -17,6 +17,7 @@ from pqmim.coding import payloads, schedule
 from pqmim.commands import files, formats, many
 from pqmim.commands.files import FileError, Output
 from pqmim.commands.many import Job
+from pqmim.commands.weights import Shelf
 from pqmim.completion import masks
 from pqmim.completion.rule import Rule
 from pqmim.files import container
@@ -69,12 +70,15 @@ def compress(args: argparse.Namespace) -> int:
             "of several pictures go to --output-dir"
         )
 
-    def one(codec: Codec, job: Job, quiet: bool) -> None:
+    jobs = _jobs(args, ".pqm")
+    codec = Codec.load(args.weights, args.device)
+
+    def one(job: Job, quiet: bool) -> None:
         pixels = formats.read_pixels(job.input, quiet=args.quiet)
         with progress("compress", pixels[0].numel(), quiet=quiet):
             job.output.write(how.file(codec, pixels))
 
-    return _run(args, "compress", ".pqm", one)
+    return _make(args, "compress", jobs, one)
 
 
 def decompress(args: argparse.Namespace) -> int:
@@ -83,32 +87,37 @@ def decompress(args: argparse.Namespace) -> int:
         formats.format_of(args.output)  # before any work
     fill = rule(args) if args.complete == "draw" else args.complete
     partial = args.partial or args.complete is not None
+    jobs, shelf = _jobs(args, ".png"), Shelf(args.weights, args.device)
 
-    def one(codec: Codec, job: Job, quiet: bool) -> None:
+    def one(job: Job, quiet: bool) -> None:
         data = files.read(job.input)
         stream = container.parse(data)
+        codec = shelf.of(stream.model)
         with progress("decompress", stream.height * stream.width, quiet=quiet):
             pixels = codec.decompress(data, partial=partial, fill=fill)
         job.output.write(formats.image_file(job.output.name, pixels, quiet=args.quiet))
 
-    return _run(args, "decompress", ".png", one)
+    return _make(args, "decompress", jobs, one)
 
 
-def _run(
-    args: argparse.Namespace, what: str, suffix: str, one: Callable[[Codec, Job, bool], None]
+def _jobs(args: argparse.Namespace, suffix: str) -> list[Job]:
+    """What there is to make, with the one output checked before anything is loaded."""
+    if args.output_dir is not None:
+        return many.jobs_of(args.inputs, args.output_dir, suffix, force=args.force)
+    output = Output(args.output, args.force)
+    output.check(args.inputs)
+    return [Job(args.inputs[0], output)]
+
+
+def _make(
+    args: argparse.Namespace, what: str, jobs: list[Job], one: Callable[[Job, bool], None]
 ) -> int:
-    """Load the model and make the one file, or the many."""
-    if args.output_dir is None:
-        jobs = [Job(args.inputs[0], Output(args.output, args.force))]
-        jobs[0].output.check(args.inputs)
-    else:
-        jobs = many.jobs_of(args.inputs, args.output_dir, suffix, force=args.force)
-    codec = Codec.load(args.weights, args.device)
+    """Make the one file, or the many; ``one`` takes a job, and whether its progress is nobody's."""
 
     def work(job: Job) -> None:
         with files.about(job.input):
             job.output.check([job.input])
-            one(codec, job, args.quiet or args.output_dir is not None)
+            one(job, args.quiet or args.output_dir is not None)
 
     if args.output_dir is None:
         work(jobs[0])

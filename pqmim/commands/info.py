@@ -70,8 +70,10 @@ def _picture(data: bytes) -> Report | None:
 def _stream(data: bytes) -> Report:
     """What the header says; the payload is not decoded."""
     stream = container.parse(data)
+    model = stream.model.hex()
+    weights = str(checkpoint.find(model) or checkpoint.missing(model))
     return {
-        "kind": "pqm", "version": stream.version, "model": stream.model.hex(),
+        "kind": "pqm", "version": stream.version, "model": model, "weights": weights,
         "width": stream.width, "height": stream.height, "quality": stream.quality,
         "plan": list(stream.plan), "stages": stream.stages, "stages_planned": stream.planned,
         "crc32": f"{stream.crc32:08x}", "bytes": len(data),
