@@ -196,8 +196,10 @@ def _fingerprint_of(path: Path) -> str:
 def read(name_or_path: str | Path) -> bytes:
     """The bytes of a weights file: a path, the name 'default', or a (shortened) fingerprint.
 
+    A path may be that of a folder with one weights file, or of an archive.
+
     Raises:
-        CheckpointError: nothing of that name.
+        CheckpointError: nothing of that name, or a folder of none or several.
     """
     if str(name_or_path) == DEFAULT:
         name_or_path = WEIGHTS / (WEIGHTS / "DEFAULT").read_text().strip()
@@ -211,6 +213,12 @@ def read(name_or_path: str | Path) -> bytes:
                 f"or in {own_folder()}"
             )
         path = found
+    if path.is_dir():
+        inside = sorted({*path.glob("*.safetensors"), *path.glob("model/*.safetensors")})
+        if len(inside) != 1:
+            names = ", ".join(p.name for p in inside) or "none"
+            raise CheckpointError(f"{path}: a folder of one weights file is meant; it has {names}")
+        path = inside[0]
     try:
         return path.read_bytes()
     except OSError as error:
