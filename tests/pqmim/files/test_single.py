@@ -141,7 +141,7 @@ def small() -> tuple[bytes, torch.Tensor]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d[:3] + bytes(8) + d[11:], "model 0000000000000000, the one at hand is"),
+        (lambda d: d[:3] + bytes(8) + d[11:], "weights 0000000000000000, those at hand are"),
         (lambda d: d[:11] + b"\x0a" + d[12:], "checksum"),  # same grid, one row more
         (lambda d: d[:20] + bytes([d[20] ^ 1]) + d[21:], "checksum"),
         (lambda d: d + bytes(4), "checksum|goes on"),
