@@ -35,6 +35,7 @@ MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are 
                       "pipeline.keep", "pipeline.logs", "pqmim"},
     "pipeline.driver": {"pipeline.archive", "pipeline.store", "pipeline.plan", "pipeline.work",
                         "pqmim.meter"},
+    "pipeline.price": {"pipeline.plan"},
     "pipeline.proof": {"pipeline.work", "pipeline.archive", "pipeline.tars", "pipeline.store",
                        "pipeline.plan", "pipeline.keep", "pqmim.metrics"},
     "pipeline.codes": {"pipeline.archive", "pipeline.store", "pipeline.plan", "pipeline.keep"},
@@ -48,6 +49,7 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "fsspec": {"pipeline.store"},
     "s3fs": {"pipeline.store.s3"},
     "pyarrow": {"pipeline.archive", "pipeline.codes"},
+    "yaml": {"pipeline.price.prices"},
     "simplejpeg": {"pqmim.pictures"},
     "constriction": {"pqmim.coding"},
     "numba": {"pqmim.prior.kernels"},  # an extra
