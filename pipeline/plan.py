@@ -12,8 +12,6 @@ import enum
 import hashlib
 import json
 import math
-import posixpath
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +22,7 @@ STORES = ("bitstream", "codes", "both")
 LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant
 # Added with format version 2, with what plans of version 1 meant; their tables have no `dropped`.
 SECOND_FIELDS: dict[str, Any] = {"icc": "ignore", "strict_images": False}
-FORMAT_VERSION = 2  # of the archive: plan, code table, ledger; see CHANGELOG, Format
+FORMAT_VERSION = 3  # of the archive: plan, code table, ledger; see CHANGELOG, Format
 ICC = ("convert", "ignore", "refuse")
 
 
@@ -62,6 +60,7 @@ class Facts:
     code_bytes: int = 0  # payload of ok images; with both columns that of the bitstreams
     damage: tuple[str, ...] = ()  # what is wrong with the tar
     dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
+    skipped: int = 0  # AppleDouble members
     outcome: str = "done"  # or "damaged": readable rows are committed, the shard counts as failed
 
 
@@ -89,6 +88,7 @@ class ShardResult:
     retries: int = 0  # storage requests repeated; absent in entries of older versions
     cpu: dict[str, float] = field(default_factory=dict)  # processor seconds, as seconds; the same
     dropped: dict[str, int] = field(default_factory=dict)  # kind -> images; see pictures.Picture
+    skipped: int = 0  # as in Facts
 
     @classmethod
     def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
@@ -100,8 +100,9 @@ class ShardResult:
     def to_json(self) -> bytes:
         """The ledger entry."""
         fields = dataclasses.asdict(self)
-        if not self.dropped:  # as older versions wrote it
-            del fields["dropped"]
+        for name in ("dropped", "skipped"):
+            if not fields[name]:  # as older versions wrote it
+                del fields[name]
         return (json.dumps(fields, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -169,11 +170,20 @@ class Plan:
         """Whether the tables say what a source had and the codes do not hold."""
         return self.format_version >= 2
 
+    @property
+    def exact(self) -> bool:
+        """Whether numbers are kept exactly and AppleDouble members are skipped; before, an id above
+        2**53 became null and 1e300 an infinite float32."""
+        return self.format_version >= 3
+
     def as_begun(self, there: Plan) -> Plan:
         """This plan, or, if it asks for nothing that an archive of an older format version does
-        not know, as that goes on: without colour conversion, and without a record of losses."""
-        asked = self.icc == "refuse" or self.strict_images
-        if there.format_version >= self.format_version or asked:
+        not know, as that goes on: by the rules of its version."""
+        if there.format_version >= self.format_version:
+            return self
+        if there.has_dropped:
+            return dataclasses.replace(self, format_version=there.format_version)
+        if self.icc == "refuse" or self.strict_images:
             return self
         return dataclasses.replace(self, format_version=1, **SECOND_FIELDS)
 
@@ -213,13 +223,6 @@ class Plan:
         """``field: mine, theirs`` for each field that differs."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return [f"{k}: {mine[k]!r}, there {theirs[k]!r}" for k in mine if mine[k] != theirs[k]]
-
-
-def shard_id(url: str) -> str:
-    """A readable, unique object name for the shard: slug of the URL's last part + 8 hex digits."""
-    stem = re.sub(r"\.tar$", "", posixpath.basename(url.rstrip("/")))
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80] or "shard"
-    return f"{slug}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 def listing_digest(specs: list[ShardSpec]) -> str:

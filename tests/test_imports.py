@@ -46,7 +46,7 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "ray": {"pipeline.driver.ray_pool", "pipeline.learn.workers", "jobs.common"},
     "fsspec": {"pipeline.store"},
     "s3fs": {"pipeline.store.s3"},
-    "pyarrow": {"pipeline.archive", "pipeline.codes"},
+    "pyarrow": {"pipeline.archive", "pipeline.codes", "pipeline.tars.packed"},
     "simplejpeg": {"pqmim.pictures"},
     "constriction": {"pqmim.coding"},
     "numba": {"pqmim.prior.kernels"},  # an extra

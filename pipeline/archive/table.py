@@ -142,7 +142,8 @@ def _facts(result: ShardResult) -> dict[str, object]:
         "outcome": result.outcome, "rows": result.rows, "pixels": result.pixels,
         "code_bytes": result.code_bytes, "damage": result.damage,
     }  # fmt: skip
-    return {**facts, "dropped": result.dropped} if result.dropped else facts
+    later = {"dropped": result.dropped, "skipped": result.skipped}
+    return facts | {name: value for name, value in later.items() if value}
 
 
 def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:

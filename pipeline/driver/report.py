@@ -38,6 +38,7 @@ class Progress:
     table_bytes: int = 0
     done: int = 0
     adopted: int = 0
+    skipped: int = 0  # AppleDouble members
     retries: int = 0  # of shards
     storage_retries: int = 0  # requests
     second_copies: int = 0  # of late shards
@@ -57,6 +58,7 @@ class Progress:
         self.done += 1
         self.last_done = now
         self.adopted += result.adopted
+        self.skipped += result.skipped
         self.pixels += result.pixels
         self.code_bytes += result.code_bytes
         self.source_bytes += result.source_size
@@ -151,6 +153,7 @@ class Progress:
             "shards": self.shards,
             "shards_done": self.done_before + self.done,
             "shards_encoded": self.done - self.adopted,
+            "skipped": self.skipped,
             "damaged": self.damaged,
             "quarantined": self.quarantined,
             "retries": self.retries,
@@ -189,6 +192,7 @@ def text(summary: dict[str, object]) -> str:
         "storage requests repeated": summary.get("storage_retries", 0),
         "second copies of late shards": summary.get("second_copies", 0),
         "replicas lost": summary.get("replicas_lost", 0),
+        "AppleDouble members (._*, of macOS) skipped": summary.get("skipped", 0),
     }
     if any(events.values()):
         lines.append(", ".join(f"{name}: {count}" for name, count in events.items() if count))

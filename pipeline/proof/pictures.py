@@ -87,32 +87,40 @@ def compare_shard(
     batcher, waiting = Batcher(plan), dict[int, Row]()
     with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
         hashed = Hashed(stream)
-        reader = ShardReader(hashed, spec.size, wanted=wanted.__contains__)
+        reader = ShardReader(hashed, spec.size, wanted=wanted.__contains__, skip_apple=plan.exact)
         with closing(_sources(reader, plan, replica, clock)) as sources:
             for index, (row, source) in enumerate(zip_longest(table.read_rows(data), sources)):
                 if not _same_place(index, row, source, say):
                     return
                 assert row is not None and source is not None
                 if not _match(row, source, plan, say):
-                    clock.advance(source.offset, bad=1)
+                    clock.advance(source.ready.at, bad=1)
                     continue
                 waiting[index] = row
                 for batch in batcher.add(index, source.ready):
                     _compare_batch(batch, waiting, plan, replica, min_psnr, say)
-                    clock.advance(source.offset, images=len(batch))
+                    clock.advance(source.ready.at, images=len(batch))
     for batch in batcher.rest():
         _compare_batch(batch, waiting, plan, replica, min_psnr, say)
+    _note_source(reader, hashed, spec, say)
+    if not plan.hash:
+        found.not_proved.append(
+            "the rows have no sha256 of their source images (--hash was not given): that they are "
+            "of these files is shown by keys, sizes and pictures"
+        )
+
+
+def _note_source(reader: ShardReader, hashed: Hashed, spec: ShardSpec, say: Sayer) -> None:
+    """What is to be said of a source that was read to its end."""
+    found = say.verdict
+    if reader.apple_double:
+        found.members["_* (AppleDouble)"] = reader.apple_double
     for what in reader.damage:
         say(f"source: {what}")
     if hashed.count != spec.size:
         say(f"source: {hashed.count} bytes were read of {spec.size}")
     elif reader.complete:
         found.proved["whole"], found.source_sha256 = 1, hashed.sha256
-    if not plan.hash:
-        found.not_proved.append(
-            "the rows have no sha256 of their source images (--hash was not given): that they are "
-            "of these files is shown by keys, sizes and pictures"
-        )
 
 
 def _sources(

@@ -128,7 +128,8 @@ def _sources(spec: ShardSpec, plan: Plan, keys: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     left = set(keys)
     with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
-        for sample in ShardReader(stream, spec.size, wanted=set(plan.image_keys).__contains__):
+        wanted = set(plan.image_keys).__contains__
+        for sample in ShardReader(stream, spec.size, wanted, skip_apple=plan.exact):
             key = printable(sample.key)
             if key not in left:
                 continue

@@ -42,7 +42,7 @@ class Ready:
 
     row: Row
     pixels: Tensor | None  # uint8 [3, H, W], padded to multiples of the stride
-    offset: int  # of the sample in the tar, bytes
+    at: int  # bytes of the shard that were read before the sample
     height: int = 0  # as encoded, without padding
     width: int = 0
 
@@ -86,7 +86,7 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
     row = Row(printable(sample.key), Status.OK, "; ".join(problems)[:200] or None, kept=kept)
     extension = next((e for e in plan.image_keys if e in sample.members), None)
     if extension is None:
-        return Ready(_missing(row, sample, plan), None, sample.offset)
+        return Ready(_missing(row, sample, plan), None, sample.at)
     data = sample.members[extension]
     if plan.hash:
         row = replace(row, source_sha256=hashlib.sha256(data).digest())
@@ -95,7 +95,7 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
             picture = images.decode(data, plan)
         except images.BadImage as bad:
             failed = replace(row, status=bad.status, error=str(bad)[:200])
-            return Ready(failed, None, sample.offset)
+            return Ready(failed, None, sample.at)
         pixels = torch.from_numpy(picture.pixels)
         padded = reflect_pad(pixels[None], stride)[0]
     if picture.note is not None:
@@ -105,7 +105,7 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
         row, dropped=picture.dropped or None, width=picture.width, height=picture.height,
         grid_h=padded.shape[1] // stride, grid_w=padded.shape[2] // stride,
     )  # fmt: skip
-    return Ready(row, padded, sample.offset, pixels.shape[1], pixels.shape[2])
+    return Ready(row, padded, sample.at, pixels.shape[1], pixels.shape[2])
 
 
 def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
@@ -142,7 +142,7 @@ def encode_rows(
         ready = _once(ready, keys)
         rows.append(ready.row)
         if ready.pixels is None:
-            clock.advance(ready.offset, bad=1)
+            clock.advance(ready.at, bad=1)
         else:
             for batch in batcher.add(len(rows) - 1, ready):
                 encode_batch(batch, rows, plan, replica, clock)
@@ -166,7 +166,7 @@ def _once(ready: Ready, keys: set[str]) -> Ready:
         return ready
     error = "the key occurs earlier in this shard; this one is not encoded"
     row = replace(ready.row, status=Status.DUPLICATE_KEY, error=error)
-    return Ready(row, None, ready.offset)
+    return Ready(row, None, ready.at)
 
 
 def encode_batch(
@@ -197,7 +197,7 @@ def encode_batch(
                 bitstream=streams[place] if plan.stores_bitstream else None, psnr=quality,
             )  # fmt: skip
     clock.advance(
-        max(ready.offset for _, ready in batch), images=len(batch),
+        max(ready.at for _, ready in batch), images=len(batch),
         pixels=sum(ready.height * ready.width for _, ready in batch),
         code_bytes=payload_bytes([rows[index] for index, _ in batch]),
     )  # fmt: skip
@@ -231,12 +231,15 @@ def encode_shard(
     def make(clock: Clock) -> tuple[list[Row], Facts]:
         info = storage.ObjectInfo(spec.url, spec.size, spec.etag)
         with storage.open_read(spec.url, info) as stream:
-            reader = ShardReader(stream, spec.size, wanted=wanted.__contains__)
+            reader = ShardReader(
+                stream, spec.size, wanted=wanted.__contains__, skip_apple=plan.exact
+            )
             rows, pixels = encode_rows(reader, plan, replica, clock)
         whole = reader.complete and not reader.damage
         return rows, Facts(
             by_status(rows), pixels, payload_bytes(rows), reader.damage,
-            losses.count(rows) if plan.has_dropped else {}, "done" if whole else "damaged",
+            losses.count(rows) if plan.has_dropped else {}, reader.apple_double,
+            "done" if whole else "damaged",
         )  # fmt: skip
 
     return run_shard(spec, plan, store, replica, attempt, make)
