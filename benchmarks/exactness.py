@@ -79,7 +79,7 @@ def decode(folder: Path) -> int:
     codec, wrong = Codec.load(), 0
     for path in sorted(folder.glob("*.pqm")):
         codes = codec.decompress_codes(path.read_bytes())
-        wrong += hashlib.sha256(codes.tobytes()).hexdigest() != path.stem.split("-")[1]
+        wrong += hashlib.sha256(codes.numpy().tobytes()).hexdigest() != path.stem.split("-")[1]
     print(wrong)
     return 0
 

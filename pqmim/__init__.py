@@ -3,8 +3,8 @@
     from pqmim import Codec
 
     codec = Codec.load()
-    data = codec.compress(pixels, price=0.06)  # uint8 [3, H, W] -> the bytes of a .pqm file
-    pixels = codec.decompress(data)
+    data = codec.compress(image)  # PIL, numpy [H, W, 3], tensor [3, H, W] -> a .pqm file's bytes
+    pixels = codec.decompress(data)  # tensor uint8 [3, H, W]
 
 What is named here is imported at first use, so that the package itself needs no PyTorch.
 """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from pqmim.prior.integers import CheckpointError
 FORMAT = "pqmim-1"
 WEIGHTS = Path(__file__).with_name("weights")
 DEFAULT = "default"  # the name of the weights that ship
+OWN = "PQMIM_WEIGHTS"  # in the environment: the folder of weights that do not ship
+MAX_HEADER = 1 << 24  # bytes of a header that are read in search of a fingerprint
 PRIOR = "prior."  # prefix of the entropy model's tensors
 
 
@@ -147,22 +150,75 @@ def check_pair(config: AutoencoderConfig, prior: prior_checkpoint.Checkpoint) ->
         )
 
 
+def own_folder() -> Path:
+    """Where a person puts weights that do not ship: $PQMIM_WEIGHTS, or a folder of the user's."""
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(os.environ.get(OWN) or f"{data}/pqmim/weights")
+
+
+def find(fingerprint: str) -> Path | None:
+    """The file of the weights whose fingerprint begins so, shipped or in :func:`own_folder`.
+
+    Raises:
+        CheckpointError: several fingerprints begin so.
+    """
+    found: dict[str, Path] = {}
+    for folder in (WEIGHTS, own_folder()):
+        for path in sorted(folder.glob("*.safetensors")):
+            full = _fingerprint_of(path)
+            if fingerprint and full.startswith(fingerprint.lower()):
+                found.setdefault(full, path)
+    if len(found) > 1:
+        names = " and ".join(str(path) for path in found.values())
+        raise CheckpointError(f"weights {fingerprint!r} may be {names}: name one")
+    return next(iter(found.values()), None)
+
+
+def missing(fingerprint: str) -> str:
+    """What to do about weights that :func:`find` does not find."""
+    return (
+        f"the weights {fingerprint} are not here: put their file, which an archive has in model/, "
+        f"into {own_folder()}, or name it with --weights"
+    )
+
+
+def _fingerprint_of(path: Path) -> str:
+    """What a weights file says of itself; nothing if it is none.  Reads its header alone."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            head += file.read(min(struct.unpack("<Q", head)[0], MAX_HEADER))
+        return _metadata(head, str(path)).get("fingerprint", "")
+    except (OSError, struct.error, CheckpointError):
+        return ""
+
+
 def read(name_or_path: str | Path) -> bytes:
     """The bytes of a weights file: a path, the name 'default', or a (shortened) fingerprint.
 
+    A path may be that of a folder with one weights file, or of an archive.
+
     Raises:
-        CheckpointError: nothing of that name.
+        CheckpointError: nothing of that name, or a folder of none or several.
     """
-    shipped = sorted(WEIGHTS.glob("*.safetensors"))
     if str(name_or_path) == DEFAULT:
         name_or_path = WEIGHTS / (WEIGHTS / "DEFAULT").read_text().strip()
     path = Path(name_or_path)
     if not path.exists():
-        matches = [p for p in shipped if p.name.startswith(str(name_or_path))]
-        if len(matches) != 1:
-            names = ", ".join(p.stem for p in shipped)
-            raise CheckpointError(f"no weights {str(name_or_path)!r}; shipped: default, {names}")
-        path = matches[0]
+        found = find(str(name_or_path).removesuffix(".safetensors"))
+        if found is None:
+            names = ", ".join(p.stem for p in sorted(WEIGHTS.glob("*.safetensors")))
+            raise CheckpointError(
+                f"no weights {str(name_or_path)!r}; shipped: default, {names}; others are a path, "
+                f"or in {own_folder()}"
+            )
+        path = found
+    if path.is_dir():
+        inside = sorted({*path.glob("*.safetensors"), *path.glob("model/*.safetensors")})
+        if len(inside) != 1:
+            names = ", ".join(p.name for p in inside) or "none"
+            raise CheckpointError(f"{path}: a folder of one weights file is meant; it has {names}")
+        path = inside[0]
     try:
         return path.read_bytes()
     except OSError as error:

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,21 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.ERROR if args.quiet else logging.WARNING, format="pqmim: %(message)s"
     )
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of bad files, we say
+    warnings.filterwarnings("ignore", module="PIL")
     import torch
-    from PIL import Image
+
+    from pqmim.commands import errors
 
     torch.set_num_threads(args.threads)
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     module, _, name = args.call.partition(":")
     try:
+        args.device = errors.device_of(args.device)
         return int(getattr(importlib.import_module(module), name)(args))
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
-        sys.stderr.write(f"pqmim: {' '.join(str(error).split())}\n")
-        return USAGE
     except KeyboardInterrupt:
         sys.stderr.write("pqmim: interrupted\n")
         return INTERRUPTED
+    except Exception as error:
+        text = errors.sentence(error)
+        if text is None:
+            raise
+        sys.stderr.write(f"pqmim: {text}\n")
+        return USAGE
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -133,7 +139,7 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
         help="as --partial, and fill what was not sent: by its mean (nearest), or drawn (sharp)",
     )  # fmt: skip
     _rule_flags(parser)
-    _weights_flag(parser)
+    parser.add_argument("--weights", help="path or name (those that a file names)")
     _run_flags(parser, "pqmim.commands.images:decompress")
 
 

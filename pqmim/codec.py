@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
+from pqmim import arrays
 from pqmim.coding import schedule
 from pqmim.completion import filling
 from pqmim.completion.rule import Rule
@@ -20,29 +20,38 @@ from pqmim.files import budget, single
 from pqmim.files.container import MAX_PIXELS
 from pqmim.tokenizer import NoPriorError, Tokenizer
 
-__all__ = ["Codec", "Codes", "NoPriorError"]
-
-Codes = NDArray[np.uint8]  # [h, w, m]
+__all__ = ["Codec", "NoPriorError"]
 
 
 class Codec(Tokenizer):
-    """A loaded model on one device; its methods may be called from several threads."""
+    """A loaded model on one device; its methods may be called from several threads.
+
+    Pixels come as :mod:`pqmim.arrays` says; what methods give is tensors and bytes.
+    """
 
     @plainly
     def compress(
-        self, pixels: Tensor, quality: int | None = None,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
+        self, pixels: arrays.Picture, quality: int | None = None,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None,
+        price: float = schedule.DEFAULT_PRICE,
     ) -> bytes:  # fmt: skip
-        """uint8 [3,H,W] -> a ``.pqm`` file; see :func:`pqmim.files.single.compress_batch`."""
-        return single.compress_batch(self, pixels[None], quality, plan, stages, price)[0]
+        """One image -> a ``.pqm`` file, the same as ``pqmim compress`` makes with these arguments;
+        see :func:`pqmim.files.single.compress_batch`."""
+        image = arrays.one(pixels)[None]
+        return single.compress_batch(self, image, quality, plan, stages, price)[0]
 
     @plainly
     def compress_batch(
-        self, pixels: Tensor, quality: int | None = None,
-        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None, price: float = 0.0,
+        self, pixels: arrays.Pictures, quality: int | None = None,
+        plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None,
+        price: float = schedule.DEFAULT_PRICE,
     ) -> list[bytes]:  # fmt: skip
-        """uint8 [B,3,H,W] -> one ``.pqm`` file an image; see :mod:`pqmim.files.single`."""
-        return single.compress_batch(self, pixels, quality, plan, stages, price)
+        """Images, in a list of any sizes -> one ``.pqm`` file each; see :meth:`compress`."""
+        files: dict[int, bytes] = {}
+        for places, batch in arrays.by_size(pixels):
+            made = single.compress_batch(self, batch, quality, plan, stages, price)
+            files.update(zip(places, made, strict=True))
+        return [files[i] for i in range(len(files))]
 
     @plainly
     def compress_codes(
@@ -50,12 +59,12 @@ class Codec(Tokenizer):
         plan: Sequence[int] = schedule.DEFAULT_PLAN, stages: int | None = None,
     ) -> list[bytes]:  # fmt: skip
         """Codes [B,h,w,m] -> one ``.pqm`` file an image; see :mod:`pqmim.files.single`."""
-        return single.compress_codes(self, codes, height, width, plan, stages)
+        return single.compress_codes(self, arrays.codes(codes), height, width, plan, stages)
 
     @plainly
-    def compress_to(self, pixels: Tensor, max_bytes: int) -> bytes:
-        """uint8 [3,H,W] -> a ``.pqm`` file of at most so many bytes (:mod:`pqmim.files.budget`)."""
-        return budget.search(self, pixels, max_bytes).data
+    def compress_to(self, pixels: arrays.Picture, max_bytes: int) -> bytes:
+        """One image -> a ``.pqm`` file of at most so many bytes (:mod:`pqmim.files.budget`)."""
+        return budget.search(self, arrays.one(pixels), max_bytes).data
 
     @plainly
     def decompress(
@@ -73,9 +82,9 @@ class Codec(Tokenizer):
         return single.decompress_batch(self, data, max_pixels=max_pixels)
 
     @plainly
-    def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
+    def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """A whole ``.pqm`` file -> its codes uint8 [h,w,m]."""
-        return single.decompress_codes(self, data, max_pixels=max_pixels)
+        return torch.from_numpy(single.decompress_codes(self, data, max_pixels=max_pixels))
 
     @plainly
     def complete(
@@ -83,10 +92,10 @@ class Codec(Tokenizer):
         steps: int = 8, temperature: float = 1.0, seed: int | Sequence[int] = 0,
     ) -> Tensor:  # fmt: skip
         """Codes of which some are ``known`` -> all (:func:`pqmim.completion.filling.complete`)."""
-        seeds = seed if isinstance(seed, int) else tuple(seed)
-        return filling.complete(self, codes, known, Rule(steps, temperature, seeds))
+        rule = Rule(steps, temperature, seed)
+        return filling.complete(self, arrays.codes(codes), arrays.mask(known), rule)
 
     @plainly
     def preview(self, codes: Tensor, known: Tensor, height: int, width: int) -> Tensor:
         """Pixels of known codes, and the mean of others (:mod:`pqmim.completion.filling`)."""
-        return filling.preview(self, codes, known, height, width)
+        return filling.preview(self, arrays.codes(codes), arrays.mask(known), height, width)

@@ -13,16 +13,17 @@ does not show.  What is stored is the codes, and they are never computed twice.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqmim import checkpoint
+from pqmim import arrays, checkpoint
 from pqmim.autoencoder.network import PQVAE, channels_last, to_float, to_uint8
 from pqmim.autoencoder.padding import reflect_pad
 from pqmim.coding import payloads as streams
@@ -73,6 +74,36 @@ class Tokenizer:
         weights = checkpoint.parse(data, name)
         return cls(weights.model, weights.fingerprint, device, weights.prior)
 
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path = "default", device: str | torch.device = "cpu"
+    ) -> Self:
+        """:meth:`load` by the name that other libraries give it; the path may be of a folder."""
+        return cls.load(name_or_path, device)
+
+    @plainly
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to a device; gives itself.  No other thread may be using it."""
+        with self._prior_lock:
+            self.device = torch.device(device)
+            self.model = channels_last(self.model.to(self.device))
+            self._prior = None  # loaded there at first use
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``pickle`` and ``copy.deepcopy``: all but the loaded entropy model and its lock.  The
+        model travels by way of the CPU, so that a process without a GPU can read what it is."""
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_prior", "_prior_lock")}
+        if self.device.type != "cpu":
+            state["model"] = copy.deepcopy(self.model).to("cpu")
+        return state
+
+    @plainly
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prior, self._prior_lock = None, threading.Lock()
+        self.model = channels_last(self.model.to(self.device))
+
     @property
     @plainly
     def prior(self) -> engine.Model | None:
@@ -115,24 +146,25 @@ class Tokenizer:
         return quality * (self.config.codewords - 1).bit_length() / self.config.stride**2
 
     @plainly
-    def encode(self, pixels: Tensor, quality: int | None = None) -> Tensor:
+    def encode(self, pixels: arrays.Pictures, quality: int | None = None) -> Tensor:
         """uint8 [B,3,H,W] -> codes uint8 (uint16 if K > 256) [B,h,w,quality], on the device.
 
         Raises:
-            ValueError: another dtype or shape, or a quality outside 1..M.
+            ValueError: another type or shape (:mod:`pqmim.arrays`), or a quality outside 1..M.
         """
         padded, quality = self._padded(pixels, quality)
         return self.model.encode(padded, quality).to(self.code_dtype)
 
     @plainly
     def search(
-        self, pixels: Tensor, quality: int | None = None, price: float = schedule.DEFAULT_PRICE,
+        self, pixels: arrays.Pictures, quality: int | None = None,
+        price: float = schedule.DEFAULT_PRICE,
         plan: Sequence[int] = schedule.DEFAULT_PLAN,
     ) -> tuple[Tensor, list[bytes]]:  # fmt: skip
         """The codes that are worth their bits, and their payloads (:mod:`pqmim.coding.search`).
 
         Args:
-            pixels: uint8 [B,3,H,W].
+            pixels: uint8 [B,3,H,W], or another batch of :mod:`pqmim.arrays`.
             quality: sub-codes to keep; None: all.
             price: squared error that a bit is worth; a higher one gives smaller files.
             plan: the stage schedule.
@@ -147,7 +179,7 @@ class Tokenizer:
         return self.search_latent(self.latent(pixels, quality), price, plan)
 
     @plainly
-    def latent(self, pixels: Tensor, quality: int | None = None) -> Tensor:
+    def latent(self, pixels: arrays.Pictures, quality: int | None = None) -> Tensor:
         """uint8 [B,3,H,W] -> float [B,h,w,quality,d]: what :meth:`search_latent` starts from."""
         padded, quality = self._padded(pixels, quality)
         latent = self.model.encoder(to_float(padded)).permute(0, 2, 3, 1)
@@ -165,17 +197,13 @@ class Tokenizer:
         codes, payloads = search.search_images(prior, targets, [shape] * len(latent), plan, price)
         return torch.from_numpy(np.stack(codes)), payloads
 
-    def _padded(self, pixels: Tensor, quality: int | None) -> tuple[Tensor, int]:
+    def _padded(self, pixels: arrays.Pictures, quality: int | None) -> tuple[Tensor, int]:
         """Checked pixels, padded, on the device; and the checked quality."""
         quality = self.config.subcodes if quality is None else quality
         if not 1 <= quality <= self.config.subcodes:
             raise ValueError(f"quality {quality} is outside 1..{self.config.subcodes}")
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            shape = tuple(pixels.shape)
-            raise ValueError(f"pixels must be uint8 [B,3,H,W], not {pixels.dtype} {shape}")
-        if min(pixels.shape) < 1:
-            raise ValueError(f"an empty batch or image: {tuple(pixels.shape)}")
-        return reflect_pad(pixels.to(self.device), self.config.stride), quality
+        batch = arrays.batch(pixels).to(self.device)
+        return reflect_pad(batch, self.config.stride), quality
 
     @plainly
     def decode(self, codes: Tensor, height: int, width: int, known: Tensor | None = None) -> Tensor:
@@ -190,15 +218,15 @@ class Tokenizer:
         Raises:
             ValueError: codes that cannot be of such an image or such a model, or another mask.
         """
+        codes = arrays.codes(codes)
         self.check_codes(codes, height, width)
         codes = codes.to(self.device, torch.int64)
         if known is None:
             return self.model.decode(codes)[..., :height, :width].contiguous()
-        if known.shape != codes.shape or known.dtype != torch.bool:
-            raise ValueError(
-                f"the mask must be bool {tuple(codes.shape)} as the codes, not {known.dtype} "
-                f"{tuple(known.shape)}"
-            )
+        known = arrays.mask(known)
+        if known.shape != codes.shape:
+            shapes = f"{tuple(codes.shape)} as the codes, not {tuple(known.shape)}"
+            raise ValueError(f"the mask must be bool {shapes}")
         absent = self.model.quantizer.absent[: codes.shape[3]].reshape(1, -1, 1, 1)
         return self.decode_mixed(codes, known, absent, height, width)
 
@@ -239,7 +267,7 @@ class Tokenizer:
             NoPriorError: the weights hold no entropy model.
             ValueError: codes that are not of this model.
         """
-        images = list(codes.cpu().numpy())
+        images = list(arrays.codes(codes).cpu().numpy())
         return streams.encode_images(self.needed_prior(), images, plan)
 
     @plainly

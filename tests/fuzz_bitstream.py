@@ -40,7 +40,7 @@ def seeds() -> list[tuple[bytes, torch.Tensor]]:
                                   (3, (1, 1), 1), (4, (2, 1), 2)):  # fmt: skip
         generator = torch.Generator().manual_seed(quality)
         image = torch.randint(0, 256, (3, 9 + quality, 20), dtype=torch.uint8, generator=generator)
-        data = codec().compress(image, quality, plan, stages)
+        data = codec().compress(image, quality, plan, stages, price=0)
         found.append((data, codec().decompress(data)))
     return found
 

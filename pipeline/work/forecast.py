@@ -1,4 +1,8 @@
-"""What an encode job would take: a few samples of one shard, encoded here, scaled up by bytes."""
+"""What an encode job would take: a few samples of one shard, encoded here, scaled up by bytes.
+
+For what it would cost (pipeline.price) three shards are measured, the smallest, the median and the
+largest, and their tables are decoded again.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pipeline.archive import table
 from pipeline.plan import Alone, Facts, Plan, Resources, ShardResult, ShardSpec, Status
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
+from pipeline.work.decoder import decode_table
 from pipeline.work.encoder import by_status, encode_rows
 from pipeline.work.replica import Clock, Replica
 from pipeline.work.shard import payload_bytes
@@ -34,6 +39,9 @@ class Calibration:
     pixels: int
     seconds: float
     alone: Alone
+    raw_bytes: int = 0  # of the codes of ok rows without entropy coding
+    picture_s: float = 0.0  # of the seconds: decoding the pictures
+    table: bytes = b""
 
     @property
     def count(self) -> int:
@@ -45,14 +53,32 @@ def calibrate(spec: ShardSpec, plan: Plan, replica: Replica) -> Calibration:
     """Encode the first samples of a shard, as a replica would."""
     samples, source_bytes = first_samples(spec, plan)
     alone = replica.calibrate(plan)
-    begin = time.perf_counter()
-    rows, pixels = encode_rows(samples, plan, replica, Clock())  # type: ignore[arg-type]  # iterated only
+    begin, clock = time.perf_counter(), Clock()
+    rows, pixels = encode_rows(samples, plan, replica, clock)  # type: ignore[arg-type]  # iterated only
     seconds = time.perf_counter() - begin
     facts = Facts(by_status(rows), pixels, payload_bytes(rows))
     data = table.write_table(rows, plan, spec, ShardResult.of(spec, facts))
+    raw_bytes = sum(row.grid_w * row.grid_h for row in rows if row.status is Status.OK)
     return Calibration(
-        spec, facts.rows, source_bytes, len(data), facts.code_bytes, pixels, seconds, alone
-    )
+        spec, facts.rows, source_bytes, len(data), facts.code_bytes, pixels, seconds, alone,
+        raw_bytes * plan.quality, clock.cpu["decode"] / replica.decode_threads, data,
+    )  # fmt: skip
+
+
+def decode_s(found: Calibration, plan: Plan, replica: Replica) -> float:
+    """Seconds from the table of a calibration to its pixels."""
+    begin = time.perf_counter()
+    for _ in decode_table(found.table, plan, replica):
+        pass
+    return time.perf_counter() - begin
+
+
+def small_median_large(specs: Sequence[ShardSpec]) -> list[ShardSpec]:
+    """Three shards by size, or one of a listing of fewer."""
+    by_size = sorted(specs, key=lambda spec: spec.size)
+    if len(by_size) < 3:
+        return [by_size[len(by_size) // 2]]
+    return [by_size[0], by_size[len(by_size) // 2], by_size[-1]]
 
 
 def first_samples(spec: ShardSpec, plan: Plan) -> tuple[list[Sample], int]:

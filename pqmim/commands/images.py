@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import io
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pqmim.codec import Codec
 from pqmim.coding import payloads, schedule
-from pqmim.commands import files, many
-from pqmim.commands.files import STDIO, FileError, Output
+from pqmim.commands import files, formats, many
+from pqmim.commands.files import FileError, Output
 from pqmim.commands.many import Job
+from pqmim.commands.weights import Shelf
 from pqmim.completion import masks
 from pqmim.completion.rule import Rule
 from pqmim.files import container
 from pqmim.meter import Meter
-from pqmim.pictures.picture import BadPicture
-from pqmim.pictures.read import read as read_picture
 
 LARGE = 2_000_000  # pixels from which progress is shown
 
@@ -34,37 +29,6 @@ LARGE = 2_000_000  # pixels from which progress is shown
 def rule(args: argparse.Namespace) -> Rule:
     """How codes are drawn."""
     return Rule(args.steps, args.temperature, args.seed)
-
-
-def read_pixels(name: str, *, quiet: bool = False) -> Tensor:
-    """An image file, or stdin -> uint8 [3,H,W], upright, in sRGB, over white.
-
-    Raises:
-        FileError: it cannot be read, or not as an image.
-    """
-    try:
-        picture = read_picture(files.read(name))
-    except BadPicture as error:
-        raise FileError(f"{files.shown(name)}: cannot be read as an image: {error}") from error
-    if picture.note and not quiet:
-        sys.stderr.write(f"note: {files.shown(name)}: {picture.note}\n")
-    return picture.tensor()
-
-
-def image_file(name: str, pixels: Tensor) -> bytes:
-    """uint8 [3,H,W] -> a file of the format that the suffix of a name asks for; PNG for stdout.
-
-    Raises:
-        FileError: no format has that suffix.
-    """
-    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-    suffix = ".png" if name == STDIO else Path(name).suffix.lower()
-    formats = Image.registered_extensions()
-    if suffix not in formats:
-        raise FileError(f"{name}: no image format has the suffix {suffix!r}")
-    buffer = io.BytesIO()
-    image.save(buffer, formats[suffix])
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -100,53 +64,60 @@ class How:
 def compress(args: argparse.Namespace) -> int:
     """Image files to ``.pqm`` files."""
     how = How.of(args)
-    if (
-        args.output is not None
-        and Path(args.output).suffix.lower() in Image.registered_extensions()
-    ):
+    if args.output is not None and formats.is_picture_name(args.output):
         raise FileError(
             f"{args.output}: compress writes .pqm files, and this is a picture's name; the outputs "
             "of several pictures go to --output-dir"
         )
 
-    def one(codec: Codec, job: Job, quiet: bool) -> None:
-        pixels = read_pixels(job.input, quiet=args.quiet)
+    jobs = _jobs(args, ".pqm")
+    codec = Codec.load(args.weights, args.device)
+
+    def one(job: Job, quiet: bool) -> None:
+        pixels = formats.read_pixels(job.input, quiet=args.quiet)
         with progress("compress", pixels[0].numel(), quiet=quiet):
             job.output.write(how.file(codec, pixels))
 
-    return _run(args, "compress", ".pqm", one)
+    return _make(args, "compress", jobs, one)
 
 
 def decompress(args: argparse.Namespace) -> int:
     """``.pqm`` files to image files."""
+    if args.output is not None:
+        formats.format_of(args.output)  # before any work
     fill = rule(args) if args.complete == "draw" else args.complete
     partial = args.partial or args.complete is not None
+    jobs, shelf = _jobs(args, ".png"), Shelf(args.weights, args.device)
 
-    def one(codec: Codec, job: Job, quiet: bool) -> None:
+    def one(job: Job, quiet: bool) -> None:
         data = files.read(job.input)
         stream = container.parse(data)
+        codec = shelf.of(stream.model)
         with progress("decompress", stream.height * stream.width, quiet=quiet):
             pixels = codec.decompress(data, partial=partial, fill=fill)
-        job.output.write(image_file(job.output.name, pixels))
+        job.output.write(formats.image_file(job.output.name, pixels, quiet=args.quiet))
 
-    return _run(args, "decompress", ".png", one)
+    return _make(args, "decompress", jobs, one)
 
 
-def _run(
-    args: argparse.Namespace, what: str, suffix: str, one: Callable[[Codec, Job, bool], None]
+def _jobs(args: argparse.Namespace, suffix: str) -> list[Job]:
+    """What there is to make, with the one output checked before anything is loaded."""
+    if args.output_dir is not None:
+        return many.jobs_of(args.inputs, args.output_dir, suffix, force=args.force)
+    output = Output(args.output, args.force)
+    output.check(args.inputs)
+    return [Job(args.inputs[0], output)]
+
+
+def _make(
+    args: argparse.Namespace, what: str, jobs: list[Job], one: Callable[[Job, bool], None]
 ) -> int:
-    """Load the model and make the one file, or the many."""
-    if args.output_dir is None:
-        jobs = [Job(args.inputs[0], Output(args.output, args.force))]
-        jobs[0].output.check(args.inputs)
-    else:
-        jobs = many.jobs_of(args.inputs, args.output_dir, suffix, force=args.force)
-    codec = Codec.load(args.weights, args.device)
+    """Make the one file, or the many; ``one`` takes a job, and whether its progress is nobody's."""
 
     def work(job: Job) -> None:
         with files.about(job.input):
             job.output.check([job.input])
-            one(codec, job, args.quiet or args.output_dir is not None)
+            one(job, args.quiet or args.output_dir is not None)
 
     if args.output_dir is None:
         work(jobs[0])
@@ -168,9 +139,10 @@ def progress(what: str, pixels: int, *, quiet: bool) -> Iterator[None]:
 def complete(args: argparse.Namespace) -> int:
     """Image file to image file by way of its codes, some of them replaced."""
     how, output = rule(args), Output(args.output, args.force)
+    formats.format_of(args.output)
     output.check([args.input])
     with files.about(args.input):
-        pixels = read_pixels(args.input, quiet=args.quiet)
+        pixels = formats.read_pixels(args.input, quiet=args.quiet)
         height, width = pixels.shape[1:]
         codec = Codec.load(args.weights, args.device)
         codes = codec.encode(pixels[None])
@@ -182,7 +154,7 @@ def complete(args: argparse.Namespace) -> int:
                 codes, known, steps=how.steps, temperature=how.temperature, seed=how.seed
             )
             shown = codec.decode(filled, height, width)
-        output.write(image_file(args.output, shown[0]))
+        output.write(formats.image_file(args.output, shown[0], quiet=args.quiet))
     return 0
 
 

@@ -256,7 +256,10 @@ def check(
     subcodes, codewords, group = alphabet
     ours = fingerprint[: 2 * len(stream.model)]
     if stream.model.hex() != ours:
-        raise BitstreamError(f"made with model {stream.model.hex()}, the one at hand is {ours}")
+        raise BitstreamError(
+            f"made with the weights {stream.model.hex()}, those at hand are {ours}: it decodes "
+            f"with Codec.load({stream.model.hex()!r})"
+        )
     if stream.height * stream.width > max_pixels:
         raise BitstreamError(
             f"{stream.height} x {stream.width} pixels are more than max_pixels = {max_pixels}"

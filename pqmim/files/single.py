@@ -36,7 +36,7 @@ def compress_batch(
     quality: int | None = None,
     plan: Sequence[int] = schedule.DEFAULT_PLAN,
     stages: int | None = None,
-    price: float = 0.0,
+    price: float = schedule.DEFAULT_PRICE,
 ) -> list[bytes]:
     """uint8 [B,3,H,W] -> one ``.pqm`` file an image (``pqmim.files.container``).
 

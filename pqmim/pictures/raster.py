@@ -84,6 +84,25 @@ def decode(data: bytes, rules: Rules) -> Decoded:
         raise BadPicture(f"{type(error).__name__}: {error}") from error
 
 
+def of_pillow(image: Image.Image, rules: Rules) -> Decoded:
+    """A picture of Pillow's, whatever opened it; its frame is the one that it stands at.
+
+    Raises:
+        BadPicture: a status for its size, or why its pixels cannot be stood by.
+    """
+    check_size(image.width, image.height, rules)
+    try:
+        image.load()
+        exif, xmp = image.info.get("exif") or b"", image.info.get("xmp") or b""
+        turn = ifd.orientation(exif, xmp if isinstance(xmp, bytes) else b"")
+        icc = image.info.get("icc_profile") or b""
+        return _pixels(image, Facts(icc=icc, orientation=turn, white=65535), rules)
+    except BadPicture:
+        raise
+    except PILLOW_ERRORS as error:
+        raise BadPicture(f"{type(error).__name__}: {error}") from error
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Width and height as stored, from the header of the picture that ``decode`` would give.
 

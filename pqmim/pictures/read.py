@@ -7,9 +7,10 @@ JPEG goes to jpeg.py, the rest to raster.py; what comes back is turned upright. 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
 from pqmim.pictures import jpeg, raster
-from pqmim.pictures.picture import BadPicture, Picture, Rules
+from pqmim.pictures.picture import BadPicture, Decoded, Picture, Rules
 
 # Peak memory of decode and of padding the picture, measured at 16 megapixels: JPEG 12.0 to 13.0,
 # other formats 15.6 (PNG) to 25.2 (WebP), CMYK JPEG 17.7.
@@ -25,11 +26,24 @@ def read(data: bytes, rules: Rules = DEFAULT) -> Picture:
     """
     if not data:
         raise BadPicture("empty file")
-    found = (jpeg if is_jpeg(data) else raster).decode(data, rules)
+    return _finished((jpeg if is_jpeg(data) else raster).decode(data, rules))
+
+
+def _finished(found: Decoded) -> Picture:
+    """Turned upright."""
     pixels, dropped = _upright(found.pixels, found.orientation), found.dropped
     if found.orientation != 1:
         dropped += ("rotated",)
     return Picture(pixels.transpose(2, 0, 1), dropped, "; ".join(found.notes) or None)
+
+
+def opened(image: Image.Image, rules: Rules = DEFAULT) -> Picture:
+    """An image that Pillow has opened or made, taken as :func:`read` takes its file.
+
+    Raises:
+        BadPicture: damaged, or samples without a white level.
+    """
+    return _finished(raster.of_pillow(image, rules))
 
 
 def is_jpeg(data: bytes) -> bool:

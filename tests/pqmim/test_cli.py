@@ -74,7 +74,7 @@ def test_the_orientation_of_a_photograph_is_applied(tmp_path, weights, picture):
 def test_a_pipe_into_a_process_with_other_kernels_and_threads(weights, picture):
     here = tiny_codec(prior=True)
     rgb = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)
-    data = here.compress_batch(rgb.expand(16, -1, -1, -1), 4)[11]
+    data = here.compress_batch(rgb.expand(16, -1, -1, -1), 4, price=0)[11]
     env = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE",
            "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}  # fmt: skip
     command = [sys.executable, "-m", "pqmim", "decompress", "-", "-", "--weights", weights]

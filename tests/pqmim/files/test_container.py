@@ -95,7 +95,10 @@ def test_a_stream_of_this_model_passes():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"fingerprint": "ff" * 32}, "model 0001020304050607, the one at hand is ffffffffffffffff"),
+        (
+            {"fingerprint": "ff" * 32},
+            "weights 0001020304050607, those at hand are ffff",
+        ),
         ({"max_pixels": 20_999}, "300 x 70 pixels are more than max_pixels = 20999"),
         ({"alphabet": (5, 256, 4)}, "quality 6, but the model has 5"),
         ({"alphabet": (8, 256, 2)}, "has 2 groups, quality 6 in groups of 2 has 3"),

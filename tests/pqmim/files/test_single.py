@@ -49,7 +49,7 @@ def noise(height: int, width: int, batch: int = 1) -> torch.Tensor:
 )  # fmt: skip
 def test_any_size_quality_and_plan_comes_back_exactly(height, width, quality, plan):
     image = noise(height, width)
-    data = codec().compress(image[0], quality, plan)
+    data = codec().compress(image[0], quality, plan, price=0)
     codes = codec().encode(image, quality)
     assert torch.equal(codec().decompress(data), codec().decode(codes, height, width)[0])
 
@@ -141,7 +141,7 @@ def small() -> tuple[bytes, torch.Tensor]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d[:3] + bytes(8) + d[11:], "model 0000000000000000, the one at hand is"),
+        (lambda d: d[:3] + bytes(8) + d[11:], "weights 0000000000000000, those at hand are"),
         (lambda d: d[:11] + b"\x0a" + d[12:], "checksum"),  # same grid, one row more
         (lambda d: d[:20] + bytes([d[20] ^ 1]) + d[21:], "checksum"),
         (lambda d: d + bytes(4), "checksum|goes on"),

@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipeline.plan import Plan
 from pipeline.work import images
-from pqmim import cli, commands
+from pqmim import cli
 from pqmim.codec import Codec
+from pqmim.commands import formats
 from pqmim.evaluation import rd
 from pqmim.training import crops
 from tests.corpus import jpeg, make_tar, picture
@@ -54,7 +55,7 @@ def test_four_readers_give_the_same_pixels(name: str, tmp_path: Path) -> None:
     (tmp_path / "one.tar").write_bytes(make_tar([(name, FILES[name])]))
     job = torch.from_numpy(images.decode(FILES[name], PLAN).pixels)
     for found in (
-        commands.read_pixels(str(path)), rd.load_image(path),
+        formats.read_pixels(str(path)), rd.load_image(path),
         crops.load_images([tmp_path / "one.tar"])[0],
     ):  # fmt: skip
         assert found.dtype == torch.uint8 and found.is_contiguous()
@@ -63,10 +64,10 @@ def test_four_readers_give_the_same_pixels(name: str, tmp_path: Path) -> None:
 
 def test_transparency_is_white_and_16_bits_are_scaled_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "logo.png").write_bytes(FILES["logo.png"])
-    found = commands.read_pixels(str(tmp_path / "logo.png"))
+    found = formats.read_pixels(str(tmp_path / "logo.png"))
     assert found[:, 0, 0].tolist() == [255, 255, 255] and found[:, 24, 32].tolist() == [0, 0, 0]
     (tmp_path / "deep.png").write_bytes(FILES["deep.png"])
-    found = commands.read_pixels(str(tmp_path / "deep.png"))
+    found = formats.read_pixels(str(tmp_path / "deep.png"))
     assert np.array_equal(found[0].numpy(), shown(ramp(48, 64, 1, 16), 16)[..., 0])
 
 
@@ -100,7 +101,7 @@ def test_formats_that_are_not_listed_are_opened_nowhere(data: bytes, tmp_path: P
     with pytest.raises(images.BadImage):
         images.decode(data, PLAN)
     for reading in (
-        lambda: commands.read_pixels(str(path)), lambda: rd.load_image(path),
+        lambda: formats.read_pixels(str(path)), lambda: rd.load_image(path),
         lambda: crops.load_images([tmp_path / "one.tar"]),
     ):  # fmt: skip
         with pytest.raises(ValueError):
@@ -113,5 +114,5 @@ def test_what_may_be_wrong_is_said_on_the_command_line(
     whole = jpeg(64, 48)
     path = tmp_path / "odd.jpg"
     path.write_bytes(whole[:-2] + b"\x12\x34" * 30 + whole[-2:])
-    commands.read_pixels(str(path))
+    formats.read_pixels(str(path))
     assert "odd.jpg: JPEG: Corrupt JPEG data" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""What a job would cost, by a file of prices."""
