@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keep
+from pipeline.keep import Kept
 from pqmim.coding import schedule
 
 STORES = ("bitstream", "codes", "both")
@@ -61,6 +62,7 @@ class Facts:
     damage: tuple[str, ...] = ()  # what is wrong with the tar
     dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
     skipped: int = 0  # AppleDouble members
+    filled: dict[str, int] = field(default_factory=dict)  # kept column -> rows that have a value
     outcome: str = "done"  # or "damaged": readable rows are committed, the shard counts as failed
 
 
@@ -88,7 +90,8 @@ class ShardResult:
     retries: int = 0  # storage requests repeated; absent in entries of older versions
     cpu: dict[str, float] = field(default_factory=dict)  # processor seconds, as seconds; the same
     dropped: dict[str, int] = field(default_factory=dict)  # kind -> images; see pictures.Picture
-    skipped: int = 0  # as in Facts
+    skipped: int = 0  # this and the next: see Facts
+    filled: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
@@ -100,7 +103,7 @@ class ShardResult:
     def to_json(self) -> bytes:
         """The ledger entry."""
         fields = dataclasses.asdict(self)
-        for name in ("dropped", "skipped"):
+        for name in ("dropped", "skipped", "filled"):
             if not fields[name]:  # as older versions wrote it
                 del fields[name]
         return (json.dumps(fields, sort_keys=True) + "\n").encode()
@@ -143,9 +146,9 @@ class Plan:
             raise ValueError(f"store {self.store!r}: one of {', '.join(map(repr, STORES))}")
         if self.icc not in ICC:
             raise ValueError(f"icc {self.icc!r}: one of {', '.join(map(repr, ICC))}")
-        for column in self.keep:
-            if keep.parse(column).name == "dropped" and self.has_dropped:
-                raise ValueError("--keep dropped: the code table has a column of that name")
+        keep.check_names(self.keep, self.exact)
+        if self.has_dropped and any(column.name == "dropped" for column in self.kept):
+            raise ValueError("--keep dropped: the code table has a column of that name")
         if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
             raise ValueError("resize, crop, min_side and max_pixels must be 1 or more")
         if not 0 <= self.price < math.inf:
@@ -164,6 +167,11 @@ class Plan:
     def stores_bitstream(self) -> bool:
         """Whether the tables have entropy-coded codes."""
         return self.store != "codes"
+
+    @property
+    def kept(self) -> list[Kept]:
+        """The passthrough columns."""
+        return [keep.parse(column, self.exact) for column in self.keep]
 
     @property
     def has_dropped(self) -> bool:

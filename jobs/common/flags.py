@@ -58,7 +58,7 @@ def _add_input_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN",
-        help="members to pass through: txt json.label:int32",
+        help="members to pass through: txt caption.txt json.label:int32",
     )  # fmt: skip
     group.add_argument(
         "--min-side", type=int, default=Plan.min_side, metavar="PIXELS",

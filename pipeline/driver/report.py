@@ -39,6 +39,7 @@ class Progress:
     done: int = 0
     adopted: int = 0
     skipped: int = 0  # AppleDouble members
+    filled: dict[str, int] = field(default_factory=dict)  # kept column -> rows that have a value
     retries: int = 0  # of shards
     storage_retries: int = 0  # requests
     second_copies: int = 0  # of late shards
@@ -65,6 +66,8 @@ class Progress:
         self.table_bytes += result.table_bytes
         self.storage_retries += result.retries
         self.rss_bytes = max(self.rss_bytes, result.rss_bytes)
+        for name, count in result.filled.items():
+            self.filled[name] = self.filled.get(name, 0) + count
         for status, count in result.rows.items():
             self.rows[status] = self.rows.get(status, 0) + count
         for stage, seconds in result.seconds.items():
@@ -154,6 +157,9 @@ class Progress:
             "shards_done": self.done_before + self.done,
             "shards_encoded": self.done - self.adopted,
             "skipped": self.skipped,
+            "empty_columns": [
+                name for name, count in self.filled.items() if self.rows and not count
+            ],
             "damaged": self.damaged,
             "quarantined": self.quarantined,
             "retries": self.retries,
@@ -202,6 +208,11 @@ def text(summary: dict[str, object]) -> str:
         lines.append(
             f"{summary['of_limit']:.0%} of the limit, which is {NAMES[str(summary['bound_by'])]} "
             f"(the parts alone, in seconds of a core or device: {alone})"
+        )
+    for name in summary.get("empty_columns", []):  # type: ignore[attr-defined]
+        lines.append(
+            f"--keep {name}: null in every row of this run: no sample has such a member, or such a "
+            "field in it; the error of a row says if it has another kind of value"
         )
     for name in ("damaged", "quarantined"):
         lines += [f"{name}: {url}" for url in summary[name]]  # type: ignore[attr-defined]

@@ -23,7 +23,6 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from pipeline import keep
 from pipeline.archive import table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardSpec, Status
@@ -83,7 +82,7 @@ def compare_shard(
         BadTable: the table cannot be read.
     """
     say = Sayer(found, spec.shard_id)
-    wanted = {*plan.image_keys, *(keep.parse(column).extension for column in plan.keep)}
+    wanted = {*plan.image_keys, *(column.extension for column in plan.kept)}
     batcher, waiting = Batcher(plan), dict[int, Row]()
     with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
         hashed = Hashed(stream)
@@ -143,7 +142,7 @@ def _sources(
 def _lost(sample: Sample, plan: Plan, row: Row) -> Iterator[str]:
     """Extensions of the members that the archive does not hold as a whole; the image is the row."""
     image = next((e for e in plan.image_keys if e in sample.members), None)
-    columns = [k for k in map(keep.parse, plan.keep) if not k.path and k.type == "string"]
+    columns = [k for k in plan.kept if not k.path and k.type == "string"]
     held = {image, *(k.extension for k in columns if row.kept.get(k.name) is not None)}
     return (e for e in [*sample.members, *sample.unread, *sample.others] if e not in held)
 
@@ -172,7 +171,7 @@ def _match(row: Row, source: _Source, plan: Plan, say: Sayer) -> bool:
     names = ["status", "width", "height", "grid_w", "grid_h", "source_sha256"]
     names += ["dropped"] if plan.has_dropped else []
     pairs = [(name, getattr(row, name), getattr(fresh, name)) for name in names]
-    for column in map(keep.parse, plan.keep):
+    for column in plan.kept:
         pairs.append((column.name, row.kept.get(column.name),
                       _as_stored(fresh.kept[column.name], column.type)))  # fmt: skip
     wrong = [

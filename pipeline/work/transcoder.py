@@ -50,7 +50,7 @@ class Transcoder:
             size = payload_bytes(rows)
             return rows, Facts(
                 entry.rows, entry.pixels, size, entry.damage, entry.dropped, entry.skipped,
-                entry.outcome,
+                entry.filled, entry.outcome,
             )  # fmt: skip
 
         return run_shard(spec, plan, store, replica, attempt, make)

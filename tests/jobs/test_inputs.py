@@ -134,6 +134,36 @@ def test_a_tilde_in_the_output_is_the_home_folder(model, tmp_path, monkeypatch):
     assert len(rows(tmp_path / "archive")) == 1
 
 
+# Kept columns
+
+
+def test_ids_come_out_and_an_empty_column_is_named_at_the_end(model, tmp_path, capsys):
+    document = b'{"id": 1234567890123456789, "score": 1e300}'
+    shard(tmp_path / "in/s.tar", make_tar([
+        ("0.jpg", jpeg(32, 32)), ("0.json", document), ("0.caption.txt", b"a caption")
+    ]))  # fmt: skip
+    keep = ["--keep", "json.id:int64", "json.score:float32", "caption.txt", "captoin.txt"]
+    assert run(model, tmp_path / "in", tmp_path / "out", *keep) == common.OK
+    said = capsys.readouterr().out
+    (row,) = rows(tmp_path / "out")
+    assert row.kept == {"json.id": 1234567890123456789, "json.score": None,
+                        "caption.txt": "a caption", "captoin.txt": None}  # fmt: skip
+    assert "json.score: not float32" in row.error
+    empty = [line for line in said.splitlines() if "null in every row" in line]
+    assert [line.split(":")[0] for line in empty] == ["--keep json.score", "--keep captoin.txt"]
+    assert proved(tmp_path / "out", capsys).startswith("SAFE TO DELETE")
+
+
+@pytest.mark.parametrize("again", ["json.id:int64", "json.id", "JSON.ID"])
+def test_a_column_kept_twice_is_refused_before_any_work(again, model, tmp_path, capsys):
+    shard(tmp_path / "in/s.tar")
+    assert run(model, tmp_path / "in", tmp_path / "out", "--keep", "json.id", again) == common.USAGE
+    assert "two columns of the name json.id" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.json"))
+    keep = ["--keep", "json.id:int64"]
+    assert run(model, tmp_path / "in", tmp_path / "out", *keep) == common.OK
+
+
 # Archives of before
 
 
