@@ -28,7 +28,8 @@ from pipeline.archive import resume
 from pipeline.driver import run
 from pipeline.driver.fleet import Down, Event, Returned, Up
 from pipeline.driver.report import Progress
-from pipeline.plan import ShardFailure, ShardResult, ShardSpec, shard_id
+from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.store.shard_names import shard_id
 from pipeline.store.storage import Store
 
 PAGE = 1000  # names in a reply of S3

@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline.plan import Plan, ShardSpec, shard_id
+from pipeline.plan import Plan, ShardSpec
+from pipeline.store.shard_names import shard_id
 from pipeline.store.storage import Store
 from pipeline.work.encoder import encode_shard
 from pipeline.work.replica import PENDING_BATCHES, Replica, resident_bytes

@@ -38,8 +38,9 @@ from jobs import common
 from jobs.common import work
 from pipeline.archive import resume
 from pipeline.driver.fleet import IN_FLIGHT
-from pipeline.plan import Plan, ShardSpec, listing_digest, shard_id
+from pipeline.plan import Plan, ShardSpec, listing_digest
 from pipeline.store import s3
+from pipeline.store.shard_names import shard_id
 from pipeline.store.storage import ObjectInfo, Store, expand
 from pipeline.work import encoder
 from pipeline.work.replica import Replica

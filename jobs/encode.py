@@ -21,7 +21,7 @@ from jobs.common import flags
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, freeze it in the archive, work it off."""
     args = parse(argv)
-    from jobs.common import work
+    from jobs.common import shards, work
     from pipeline.store.storage import Store
     from pipeline.work.encoder import encode_shard
     from pqmim import checkpoint
@@ -29,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     resources = flags.resources_of(args)
     store = Store(args.output)
+    shards.check_place(args.input, store)
     store.probe()
-    specs = work.list_shards(args.input)
+    specs = shards.as_begun(store, shards.list_shards(args.input))
     weights = checkpoint.read(args.weights)
     plan = work.plan_of(args, specs, Codec.from_bytes(weights, name=args.weights))
-    plan = work.begin(store, plan, specs, weights)
+    plan, specs = work.begin(store, plan, specs, weights)
     return work.work_off(
         store, plan, specs, resources, encode_shard, args.retry_failed, args.max_bad_images
     )

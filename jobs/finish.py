@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     store = Store(args.archive)
     plan = layout.read_plan(store)
-    specs = table.read_listing(store.get("inputs.parquet"))
+    specs = table.read_listing(store.get(layout.LISTING))
     done, given_up = commit.committed_ids(store), commit.quarantined(store)
     missing = [s for s in specs if s.shard_id not in done and s.shard_id not in given_up]
     if missing:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_same(store, specs)
     weights = checkpoint.read(args.weights)
     plan = plan_of(args, specs, Codec.from_bytes(weights, name=args.weights))
-    plan = work.begin(store, plan, specs, weights)
+    plan, specs = work.begin(store, plan, specs, weights)
     return work.work_off(store, plan, specs, resources, generate_shard, args.retry_failed)
 
 
@@ -95,11 +95,11 @@ def check_same(store: Store, specs: list[ShardSpec]) -> None:
     Raises:
         pipeline.plan.PlanMismatch: says which.
     """
-    from pipeline.archive import table
+    from pipeline.archive import layout, table
     from pipeline.store.storage import NotFound
 
     try:
-        there = table.read_listing(store.get("inputs.parquet"))
+        there = table.read_listing(store.get(layout.LISTING))
     except NotFound:
         return
     if there != specs:

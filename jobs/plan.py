@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     import torch
 
-    from jobs.common import work
+    from jobs.common import shards, work
     from jobs.common.pools import local_device
     from pipeline.price import prices, text
     from pipeline.price.bill import Job
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise common.UsageError(str(error)) from error
     resources = flags.resources_of(args)
     resources = replace(resources, device=local_device(resources.device))
-    specs = work.list_shards(args.input)
+    specs = shards.list_shards(args.input)
     codec = Codec.from_bytes(checkpoint.read(args.weights), resources.device, name=args.weights)
     plan = work.plan_of(args, specs, codec)
     torch.set_num_threads(resources.threads)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     store = Store(args.archive)
     plan = layout.read_plan(store)
-    specs = table.read_listing(store.get("inputs.parquet"))
+    specs = table.read_listing(store.get(layout.LISTING))
     totals, damaged = Totals(), list[str]()
     for result in ledger(store, specs, commit.committed_ids(store)):
         totals.add(result)

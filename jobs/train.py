@@ -96,7 +96,7 @@ def filters(where: Sequence[str], plan: Plan) -> tuple[Filter, ...]:
     Raises:
         jobs.common.UsageError: not of that form, or not of that type.
     """
-    types = NUMBERS | {k.name: k.type for k in map(keep.parse, plan.keep)}
+    types = NUMBERS | {k.name: k.type for k in plan.kept}
     found: list[Filter] = []
     for text in where:
         column, equals, value = text.partition("=")

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resources = flags.resources_of(args)
     source, store = Store(args.archive), Store(args.output)
     old = layout.read_plan(source)
-    specs = table.read_listing(source.get("inputs.parquet"))
+    specs = table.read_listing(source.get(layout.LISTING))
     if listing_digest(specs) != old.inputs_digest:
         raise table.BadTable(f"{source.url('inputs.parquet')}: not the listing of its plan.json")
     if old.store == args.store:
@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     work.check_store(args.store, decoder.load_replica(source, old, "cpu").codec)
     plan = replace(old, store=args.store)
     store.probe()
-    plan = work.begin(store, plan, specs, source.get(layout.model_name(old.model)))
+    weights = source.get(layout.model_name(old.model))
+    plan, begun = work.begin(store, plan, specs, weights)
+    if begun != specs:
+        raise common.UsageError(
+            f"{store.root}: was begun with other names for the same shards than {source.root} has: "
+            "choose another output"
+        )
     there = commit.committed_ids(source)
     todo = [spec for spec in specs if spec.shard_id in there]
     # Bad images were judged when they were encoded: any share of them will do.

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(resources.threads)  # more than there are free cores wait for each other
     store, name = Store(args.archive), args.resume or common.run_id()
     plan = layout.read_plan(store)
-    specs = table.read_listing(store.get("inputs.parquet"))
+    specs = table.read_listing(store.get(layout.LISTING))
     by_replicas = args.full or args.decode_fraction is not None
     device = "cpu" if by_replicas else local_device(args.device)
     found = Report(plan, len(specs), args.full and not args.no_source, args.accept_failed_images)

@@ -12,19 +12,18 @@ import enum
 import hashlib
 import json
 import math
-import posixpath
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import keep
+from pipeline.keep import Kept
 from pqmim.coding import schedule
 
 STORES = ("bitstream", "codes", "both")
 LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant
 # Added with format version 2, with what plans of version 1 meant; their tables have no `dropped`.
 SECOND_FIELDS: dict[str, Any] = {"icc": "ignore", "strict_images": False}
-FORMAT_VERSION = 2  # of the archive: plan, code table, ledger; see CHANGELOG, Format
+FORMAT_VERSION = 3  # of the archive: plan, code table, ledger; see CHANGELOG, Format
 ICC = ("convert", "ignore", "refuse")
 
 
@@ -62,6 +61,8 @@ class Facts:
     code_bytes: int = 0  # payload of ok images; with both columns that of the bitstreams
     damage: tuple[str, ...] = ()  # what is wrong with the tar
     dropped: dict[str, int] = field(default_factory=dict)  # images by what their codes do not hold
+    skipped: int = 0  # AppleDouble members
+    filled: dict[str, int] = field(default_factory=dict)  # kept column -> rows that have a value
     outcome: str = "done"  # or "damaged": readable rows are committed, the shard counts as failed
 
 
@@ -89,6 +90,8 @@ class ShardResult:
     retries: int = 0  # storage requests repeated; absent in entries of older versions
     cpu: dict[str, float] = field(default_factory=dict)  # processor seconds, as seconds; the same
     dropped: dict[str, int] = field(default_factory=dict)  # kind -> images; see pictures.Picture
+    skipped: int = 0  # this and the next: see Facts
+    filled: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
@@ -100,8 +103,9 @@ class ShardResult:
     def to_json(self) -> bytes:
         """The ledger entry."""
         fields = dataclasses.asdict(self)
-        if not self.dropped:  # as older versions wrote it
-            del fields["dropped"]
+        for name in ("dropped", "skipped", "filled"):
+            if not fields[name]:  # as older versions wrote it
+                del fields[name]
         return (json.dumps(fields, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -142,9 +146,9 @@ class Plan:
             raise ValueError(f"store {self.store!r}: one of {', '.join(map(repr, STORES))}")
         if self.icc not in ICC:
             raise ValueError(f"icc {self.icc!r}: one of {', '.join(map(repr, ICC))}")
-        for column in self.keep:
-            if keep.parse(column).name == "dropped" and self.has_dropped:
-                raise ValueError("--keep dropped: the code table has a column of that name")
+        keep.check_names(self.keep, self.exact)
+        if self.has_dropped and any(column.name == "dropped" for column in self.kept):
+            raise ValueError("--keep dropped: the code table has a column of that name")
         if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
             raise ValueError("resize, crop, min_side and max_pixels must be 1 or more")
         if not 0 <= self.price < math.inf:
@@ -165,15 +169,29 @@ class Plan:
         return self.store != "codes"
 
     @property
+    def kept(self) -> list[Kept]:
+        """The passthrough columns."""
+        return [keep.parse(column, self.exact) for column in self.keep]
+
+    @property
     def has_dropped(self) -> bool:
         """Whether the tables say what a source had and the codes do not hold."""
         return self.format_version >= 2
 
+    @property
+    def exact(self) -> bool:
+        """Whether numbers are kept exactly and AppleDouble members are skipped; before, an id above
+        2**53 became null and 1e300 an infinite float32."""
+        return self.format_version >= 3
+
     def as_begun(self, there: Plan) -> Plan:
         """This plan, or, if it asks for nothing that an archive of an older format version does
-        not know, as that goes on: without colour conversion, and without a record of losses."""
-        asked = self.icc == "refuse" or self.strict_images
-        if there.format_version >= self.format_version or asked:
+        not know, as that goes on: by the rules of its version."""
+        if there.format_version >= self.format_version:
+            return self
+        if there.has_dropped:
+            return dataclasses.replace(self, format_version=there.format_version)
+        if self.icc == "refuse" or self.strict_images:
             return self
         return dataclasses.replace(self, format_version=1, **SECOND_FIELDS)
 
@@ -213,13 +231,6 @@ class Plan:
         """``field: mine, theirs`` for each field that differs."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return [f"{k}: {mine[k]!r}, there {theirs[k]!r}" for k in mine if mine[k] != theirs[k]]
-
-
-def shard_id(url: str) -> str:
-    """A readable, unique object name for the shard: slug of the URL's last part + 8 hex digits."""
-    stem = re.sub(r"\.tar$", "", posixpath.basename(url.rstrip("/")))
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80] or "shard"
-    return f"{slug}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 def listing_digest(specs: list[ShardSpec]) -> str:

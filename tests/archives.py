@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.archive import commit, layout, table
-from pipeline.plan import Plan, ShardResult, ShardSpec, listing_digest, shard_id
+from pipeline.plan import Plan, ShardResult, ShardSpec, listing_digest
 from pipeline.store import storage
+from pipeline.store.shard_names import shard_id
 from pipeline.store.storage import Store
 from pipeline.work.encoder import encode_shard
 from pipeline.work.replica import Replica

@@ -28,7 +28,7 @@ import torch
 import pipeline
 from pipeline import plan
 from pipeline.archive import commit, layout, manifest, table
-from pipeline.store import inputs
+from pipeline.store import inputs, shard_names
 from pipeline.store.storage import Store
 from pipeline.work import encoder
 from pipeline.work.replica import Replica
@@ -47,7 +47,7 @@ def job(root: str, tars: list[str], conditional: bool = True) -> None:
     """What jobs.encode and jobs.finish do, in one process and without Ray."""
     codec = Codec.from_bytes(WEIGHTS)
     found = inputs.expand(tars)
-    specs = [plan.ShardSpec(plan.shard_id(o.url), o.url, o.size, o.etag) for o in found]
+    specs = [plan.ShardSpec(shard_names.shard_id(o.url), o.url, o.size, o.etag) for o in found]
     frozen = plan.Plan(
         model=codec.fingerprint, quality=3, stride=codec.config.stride, store="codes",
         codewords=codec.config.codewords, inputs=len(specs),

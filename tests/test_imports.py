@@ -49,7 +49,7 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "ray": {"pipeline.driver.ray_pool", "pipeline.learn.workers", "jobs.common"},
     "fsspec": {"pipeline.store"},
     "s3fs": {"pipeline.store.s3"},
-    "pyarrow": {"pipeline.archive", "pipeline.codes"},
+    "pyarrow": {"pipeline.archive", "pipeline.codes", "pipeline.tars.packed"},
     "yaml": {"pipeline.price.prices"},
     "prometheus_client": {"pipeline.observe"},
     "simplejpeg": {"pqmim.pictures"},

@@ -3,9 +3,9 @@
 Exit codes: 0 all done; 1 crash; 2 bad arguments, plan mismatch or unusable storage; 3 finished with
 failed, damaged or missing shards, or stopped; 130 interrupted.
 
-``flags`` has the flags that several jobs have, ``work`` what the jobs with replicas do alike,
-``pools`` what runs the replicas.  A job's parser needs none of PyTorch, Ray and pyarrow, so that
-``--help`` comes at once: its ``main`` imports what it works with.
+``flags`` has the flags that several jobs have, ``shards`` what is worked on, ``work`` what the jobs
+with replicas do alike, ``pools`` what runs the replicas.  A job's parser needs none of PyTorch, Ray
+and pyarrow, so that ``--help`` comes at once: its ``main`` imports what it works with.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def _add_input_flags(group: argparse._ArgumentGroup) -> None:
     """Which shards, and which of their members and images."""
     group.add_argument(
         "--input", nargs="+", required=True, metavar="SHARDS",
-        help="WebDataset tars: paths or URLs with {000..123} or *, folders, prefixes, @list.txt",
+        help="WebDataset tars, also .tar.gz and .tar.zst: paths or URLs with {000..123} or *, "
+        "folders, prefixes, @list.txt",
     )  # fmt: skip
     group.add_argument(
         "--image-key", nargs="+", default=list(Plan.image_keys), metavar="EXT",
@@ -57,7 +58,7 @@ def _add_input_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN",
-        help="members to pass through: txt json.label:int32",
+        help="members to pass through: txt caption.txt json.label:int32",
     )  # fmt: skip
     group.add_argument(
         "--min-side", type=int, default=Plan.min_side, metavar="PIXELS",

@@ -15,9 +15,10 @@ from pipeline.archive import commit, layout, resume, table
 from pipeline.driver import policy, report, run
 from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.driver.pace import Limits
-from pipeline.plan import Plan, Resources, ShardSpec, listing_digest, shard_id
-from pipeline.store import storage
+from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest
+from pipeline.store import shard_names
 from pipeline.store.storage import Store
+from pqmim import checkpoint
 from pqmim.coding.schedule import DEFAULT_PRICE
 
 if TYPE_CHECKING:
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     from pqmim.codec import Codec
 
 log = logging.getLogger("jobs")
-
-
-def list_shards(inputs: list[str]) -> list[ShardSpec]:
-    """Expand ``--input`` into shards, sorted by URL."""
-    found = storage.expand(inputs)
-    return [ShardSpec(shard_id(o.url), o.url, o.size, o.etag) for o in found]
 
 
 def check_store(store: str, codec: Codec) -> None:
@@ -90,23 +85,50 @@ def price_of(args: argparse.Namespace) -> float:
     return float(args.price)
 
 
-def begin(store: Store, plan: Plan, specs: Sequence[ShardSpec], weights: bytes) -> Plan:
+def begin(
+    store: Store, plan: Plan, specs: Sequence[ShardSpec], weights: bytes
+) -> tuple[Plan, list[ShardSpec]]:
     """Freeze the plan, the input listing and the model in the archive, or find them the same.
 
-    The plan to follow: that of an older archive is one by the rules of its format version.
+    The plan and the shards to follow: an older archive goes on by the rules of its format version,
+    and by the names that it gave its shards.
 
     Raises:
-        pipeline.plan.PlanMismatch: the prefix holds another run.
+        pipeline.plan.PlanMismatch: the prefix holds another run, or another model.
     """
     begun = commit.begin(store, plan)
     if begun != plan:
+        older = "" if begun.has_dropped else "ICC profiles are ignored there, what the codes do " \
+            "not hold is not recorded, "  # fmt: skip
         log.warning(
-            "%s: of format version 1: ICC profiles are ignored there, and what the codes do not "
-            "hold is not recorded", store.root,
+            "%s: of format version %d, and goes on by its rules: %snumbers above 2**53 are null, "
+            "AppleDouble members are samples", store.root, begun.format_version, older,
         )  # fmt: skip
-    store.put_if_absent("inputs.parquet", table.write_listing(list(specs)))
-    store.put_if_absent(layout.model_name(plan.model), weights)
-    return begun
+    if not store.put_if_absent(layout.LISTING, table.write_listing(specs)):
+        specs = table.read_listing(store.get(layout.LISTING))
+        if listing_digest(specs) != plan.inputs_digest:
+            url = store.url(layout.LISTING)
+            raise PlanMismatch(f"{url}: not the listing of its plan.json: it was replaced; restore "
+                               "it, or choose another output")  # fmt: skip
+    shard_names.check_unique((spec.shard_id, spec.url) for spec in specs)
+    _put_model(store, plan, weights)
+    return begun, list(specs)
+
+
+def _put_model(store: Store, plan: Plan, weights: bytes) -> None:
+    """Freeze the model; one that is there must be the same, if perhaps another file of it."""
+    name = layout.model_name(plan.model)
+    if store.put_if_absent(name, weights):
+        return
+    try:
+        there = checkpoint.parse(store.get(name), store.url(name)).fingerprint
+    except checkpoint.CheckpointError as error:
+        raise PlanMismatch(f"{error}; put the weights {plan.model[:16]} there again") from error
+    if there != plan.model:
+        raise PlanMismatch(
+            f"{store.url(name)}: holds model {there[:16]}, the plan says {plan.model[:16]}: put "
+            "the right weights there, or choose another output"
+        )
 
 
 def work_off(

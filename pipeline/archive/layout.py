@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pipeline.plan import Plan, PlanMismatch
 from pipeline.store.storage import Store
 
-PLAN = "plan.json"
+PLAN, LISTING = "plan.json", "inputs.parquet"
 
 
 def model_name(fingerprint: str) -> str:

@@ -25,20 +25,22 @@ import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import keep
 from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 
 ROW_GROUP = 1024  # rows
+MAX_GRID = (1 << 15) - 1  # positions along a side, of int16
+MAX_ERROR = 200  # characters
 PREFIX = "pqmim."
 STRINGS = ("key", "status", "error")
 IMAGE_NOTE = "image: "  # how a note on an image begins; others are on kept columns
 # What a flipped byte raises: found by flipping every byte of a table (bad UTF-8 is a ValueError).
+REFUSED = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError)
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
@@ -52,7 +54,7 @@ class Row:
 
     key: str
     status: Status
-    error: str | None = None  # first 200 characters
+    error: str | None = None  # first MAX_ERROR characters
     width: int = 0  # of the source, upright; 0 when unknown
     height: int = 0
     grid_w: int = 0
@@ -94,8 +96,7 @@ def schema(plan: Plan) -> pa.Schema:
     ]
     if plan.has_dropped:
         columns.append(pa.field("dropped", pa.list_(pa.string())))
-    kept = [keep.parse(spec) for spec in plan.keep]
-    columns += [pa.field(k.name, pa.type_for_alias(k.type)) for k in kept]
+    columns += [pa.field(k.name, pa.type_for_alias(k.type)) for k in plan.kept]
     return pa.schema(columns)
 
 
@@ -105,15 +106,59 @@ def _versions() -> str:
     return json.dumps({name: version(name) for name in ("torch", "pyarrow")}, sort_keys=True)
 
 
-def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardResult) -> bytes:
-    """The Parquet file of a shard; of ``result`` only what two runs share enters the footer."""
+def fit(rows: Sequence[Row], plan: Plan) -> list[Row]:
+    """The rows as a table can hold them, one for one: what cannot be text is escaped, and of a row
+    that Arrow refuses go its kept columns, or all but its key, with the reason."""
+    fitting = [_encodable(row) for row in rows]
+    try:
+        _to_arrow(fitting, plan)
+    except REFUSED as error:
+        if len(fitting) > 1:
+            half = len(fitting) // 2
+            return fit(fitting[:half], plan) + fit(fitting[half:], plan)
+        return [_without_what_is_refused(fitting[0], plan, error)]
+    return fitting
+
+
+def _without_what_is_refused(row: Row, plan: Plan, error: Exception) -> Row:
+    why = text(f"a table cannot hold it: {' '.join(str(error).split())}")
+    plain = replace(row, kept={}, error=text(f"kept columns: {why}")[:MAX_ERROR])
+    try:
+        _to_arrow([plain], plan)
+        return plain
+    except REFUSED:
+        return Row(row.key, Status.DECODE_ERROR, why[:MAX_ERROR])
+
+
+def _encodable(row: Row) -> Row:
+    kept = {k: text(v) if isinstance(v, str) else v for k, v in row.kept.items()}
+    dropped = None if row.dropped is None else tuple(map(text, row.dropped))
+    error = None if row.error is None else text(row.error)
+    return replace(row, key=text(row.key), error=error, kept=kept, dropped=dropped)
+
+
+def text(value: str) -> str:
+    """As UTF-8 can have it: half a surrogate pair, or a byte that was none, becomes ``\\udcXX``."""
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def _to_arrow(rows: Sequence[Row], plan: Plan) -> pa.Table:
     columns = schema(plan)
-    kept = {keep.parse(column).name for column in plan.keep}
+    kept = {column.name for column in plan.kept}
     data: dict[str, list[object]] = {
         name: [row.kept.get(name) if name in kept else getattr(row, name) for row in rows]
         for name in columns.names
     }
     data["status"] = [row.status.value for row in rows]
+    return pa.table(data, schema=columns)
+
+
+def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardResult) -> bytes:
+    """The Parquet file of a shard; of ``result`` only what two runs share enters the footer.
+
+    Raises:
+        pyarrow.ArrowException: rows that :func:`fit` has not seen.
+    """
     footer = {
         "format_version": str(plan.format_version),
         "plan_digest": plan.digest,
@@ -133,7 +178,7 @@ def write_table(rows: Sequence[Row], plan: Plan, spec: ShardSpec, result: ShardR
     if plan.stores_bitstream:
         coder = {"stages": plan.stages, "constriction": version("constriction")}
         footer["coder"] = json.dumps(coder, sort_keys=True)
-    return to_parquet(pa.table(data, schema=columns), footer)
+    return to_parquet(_to_arrow(rows, plan), footer)
 
 
 def _facts(result: ShardResult) -> dict[str, object]:
@@ -142,19 +187,20 @@ def _facts(result: ShardResult) -> dict[str, object]:
         "outcome": result.outcome, "rows": result.rows, "pixels": result.pixels,
         "code_bytes": result.code_bytes, "damage": result.damage,
     }  # fmt: skip
-    return {**facts, "dropped": result.dropped} if result.dropped else facts
+    later = {"dropped": result.dropped, "skipped": result.skipped, "filled": result.filled}
+    return facts | {name: value for name, value in later.items() if value}
 
 
 def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:
     """The file of a code table, and of several of them joined."""
     names = table.schema.names
-    text = {*STRINGS, *(n for n in names if table.schema.field(n).type == pa.string())}
+    strings = {*STRINGS, *(n for n in names if table.schema.field(n).type == pa.string())}
     table = table.replace_schema_metadata({PREFIX + k: v for k, v in footer.items()})
     sink = io.BytesIO()
     pq.write_table(
         table, sink, version="2.6", row_group_size=ROW_GROUP, use_dictionary=["status"],
         compression={
-            "dropped.list.element": "zstd", **{n: "zstd" if n in text else "none" for n in names}
+            "dropped.list.element": "zstd", **{n: "zstd" if n in strings else "none" for n in names}
         },
         write_statistics=["key", "width", "height"], write_page_index=True,
         write_page_checksum=True,

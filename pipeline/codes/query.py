@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline import keep
 from pipeline.archive import table
 from pipeline.archive.manifest import Manifest
 from pipeline.codes.errors import MissingColumn, NoCodes
@@ -64,7 +63,7 @@ def check_query(manifest: Manifest, query: Query, root: str) -> None:
     there = table.schema(manifest.plan).names
     for name in (*query.columns, *(column for column, _, _ in query.where)):
         if name not in there or name in ("codes", "bitstream"):
-            kept = ", ".join(keep.parse(spec).name for spec in manifest.plan.keep) or "none"
+            kept = ", ".join(column.name for column in manifest.plan.kept) or "none"
             raise MissingColumn(
                 f"{root}: no column {name!r} to read beside the codes (kept columns: {kept}): "
                 "labels and the like come in with jobs.encode --keep"

@@ -38,6 +38,8 @@ class Progress:
     table_bytes: int = 0
     done: int = 0
     adopted: int = 0
+    skipped: int = 0  # AppleDouble members
+    filled: dict[str, int] = field(default_factory=dict)  # kept column -> rows that have a value
     retries: int = 0  # of shards
     storage_retries: int = 0  # requests
     second_copies: int = 0  # of late shards
@@ -57,12 +59,15 @@ class Progress:
         self.done += 1
         self.last_done = now
         self.adopted += result.adopted
+        self.skipped += result.skipped
         self.pixels += result.pixels
         self.code_bytes += result.code_bytes
         self.source_bytes += result.source_size
         self.table_bytes += result.table_bytes
         self.storage_retries += result.retries
         self.rss_bytes = max(self.rss_bytes, result.rss_bytes)
+        for name, count in result.filled.items():
+            self.filled[name] = self.filled.get(name, 0) + count
         for status, count in result.rows.items():
             self.rows[status] = self.rows.get(status, 0) + count
         for stage, seconds in result.seconds.items():
@@ -151,6 +156,10 @@ class Progress:
             "shards": self.shards,
             "shards_done": self.done_before + self.done,
             "shards_encoded": self.done - self.adopted,
+            "skipped": self.skipped,
+            "empty_columns": [
+                name for name, count in self.filled.items() if self.rows and not count
+            ],
             "damaged": self.damaged,
             "quarantined": self.quarantined,
             "retries": self.retries,
@@ -189,6 +198,7 @@ def text(summary: dict[str, object]) -> str:
         "storage requests repeated": summary.get("storage_retries", 0),
         "second copies of late shards": summary.get("second_copies", 0),
         "replicas lost": summary.get("replicas_lost", 0),
+        "AppleDouble members (._*, of macOS) skipped": summary.get("skipped", 0),
     }
     if any(events.values()):
         lines.append(", ".join(f"{name}: {count}" for name, count in events.items() if count))
@@ -198,6 +208,11 @@ def text(summary: dict[str, object]) -> str:
         lines.append(
             f"{summary['of_limit']:.0%} of the limit, which is {NAMES[str(summary['bound_by'])]} "
             f"(the parts alone, in seconds of a core or device: {alone})"
+        )
+    for name in summary.get("empty_columns", []):  # type: ignore[attr-defined]
+        lines.append(
+            f"--keep {name}: null in every row of this run: no sample has such a member, or such a "
+            "field in it; the error of a row says if it has another kind of value"
         )
     for name in ("damaged", "quarantined"):
         lines += [f"{name}: {url}" for url in summary[name]]  # type: ignore[attr-defined]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 import webdataset
 
-from pipeline import keep
 from pipeline.archive import layout, table
 from pipeline.archive.table import Row
 from pipeline.codes.errors import NoCodes
@@ -69,7 +68,7 @@ def export_shard(archive: Store, output: Store, plan: Plan, shard_id: str) -> in
 
 def samples(data: bytes, plan: Plan) -> Iterator[dict[str, object]]:
     """The members of every ok row of a table, crc32 checked."""
-    texts = {k.name for k in map(keep.parse, plan.keep) if not k.path and k.type == "string"}
+    texts = {k.name for k in plan.kept if not k.path and k.type == "string"}
     for row in table.read_rows(data):
         if row.status is Status.OK:
             members = {

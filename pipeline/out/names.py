@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from pipeline.archive import table
+from pipeline.archive import layout, table
 from pipeline.store.storage import Store
 
 MAX_NAME = 200  # characters; file systems take 255 bytes
@@ -23,7 +23,7 @@ def choose_shards(archive: Store, wanted: Sequence[str]) -> list[str]:
     Raises:
         NoSuchShard: names those that are not in it.
     """
-    listed = [spec.shard_id for spec in table.read_listing(archive.get("inputs.parquet"))]
+    listed = [spec.shard_id for spec in table.read_listing(archive.get(layout.LISTING))]
     unknown = sorted(set(wanted) - set(listed))
     if unknown:
         raise NoSuchShard(

@@ -13,7 +13,6 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from pipeline import keep
 from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.out.names import file_name, member_key
@@ -127,7 +126,7 @@ def write_tar(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
     if task.output.info(name) is not None:
         totals.there += sum(r.status is Status.OK for r in table.read_rows(data, ["status"]))
         return
-    texts = [k for k in map(keep.parse, task.plan.keep) if not k.path and k.type == "string"]
+    texts = [k for k in task.plan.kept if not k.path and k.type == "string"]
     with (
         webdataset.TarWriter(sink, encoder=False, mtime=0) as tar,
         closing(pictures(task, data, lambda row: True)) as rows,

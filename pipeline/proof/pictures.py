@@ -23,7 +23,6 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from pipeline import keep
 from pipeline.archive import table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardSpec, Status
@@ -83,36 +82,44 @@ def compare_shard(
         BadTable: the table cannot be read.
     """
     say = Sayer(found, spec.shard_id)
-    wanted = {*plan.image_keys, *(keep.parse(column).extension for column in plan.keep)}
+    wanted = {*plan.image_keys, *(column.extension for column in plan.kept)}
     batcher, waiting = Batcher(plan), dict[int, Row]()
     with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
         hashed = Hashed(stream)
-        reader = ShardReader(hashed, spec.size, wanted=wanted.__contains__)
+        reader = ShardReader(hashed, spec.size, wanted=wanted.__contains__, skip_apple=plan.exact)
         with closing(_sources(reader, plan, replica, clock)) as sources:
             for index, (row, source) in enumerate(zip_longest(table.read_rows(data), sources)):
                 if not _same_place(index, row, source, say):
                     return
                 assert row is not None and source is not None
                 if not _match(row, source, plan, say):
-                    clock.advance(source.offset, bad=1)
+                    clock.advance(source.ready.at, bad=1)
                     continue
                 waiting[index] = row
                 for batch in batcher.add(index, source.ready):
                     _compare_batch(batch, waiting, plan, replica, min_psnr, say)
-                    clock.advance(source.offset, images=len(batch))
+                    clock.advance(source.ready.at, images=len(batch))
     for batch in batcher.rest():
         _compare_batch(batch, waiting, plan, replica, min_psnr, say)
+    _note_source(reader, hashed, spec, say)
+    if not plan.hash:
+        found.not_proved.append(
+            "the rows have no sha256 of their source images (--hash was not given): that they are "
+            "of these files is shown by keys, sizes and pictures"
+        )
+
+
+def _note_source(reader: ShardReader, hashed: Hashed, spec: ShardSpec, say: Sayer) -> None:
+    """What is to be said of a source that was read to its end."""
+    found = say.verdict
+    if reader.apple_double:
+        found.members["_* (AppleDouble)"] = reader.apple_double
     for what in reader.damage:
         say(f"source: {what}")
     if hashed.count != spec.size:
         say(f"source: {hashed.count} bytes were read of {spec.size}")
     elif reader.complete:
         found.proved["whole"], found.source_sha256 = 1, hashed.sha256
-    if not plan.hash:
-        found.not_proved.append(
-            "the rows have no sha256 of their source images (--hash was not given): that they are "
-            "of these files is shown by keys, sizes and pictures"
-        )
 
 
 def _sources(
@@ -135,7 +142,7 @@ def _sources(
 def _lost(sample: Sample, plan: Plan, row: Row) -> Iterator[str]:
     """Extensions of the members that the archive does not hold as a whole; the image is the row."""
     image = next((e for e in plan.image_keys if e in sample.members), None)
-    columns = [k for k in map(keep.parse, plan.keep) if not k.path and k.type == "string"]
+    columns = [k for k in plan.kept if not k.path and k.type == "string"]
     held = {image, *(k.extension for k in columns if row.kept.get(k.name) is not None)}
     return (e for e in [*sample.members, *sample.unread, *sample.others] if e not in held)
 
@@ -164,7 +171,7 @@ def _match(row: Row, source: _Source, plan: Plan, say: Sayer) -> bool:
     names = ["status", "width", "height", "grid_w", "grid_h", "source_sha256"]
     names += ["dropped"] if plan.has_dropped else []
     pairs = [(name, getattr(row, name), getattr(fresh, name)) for name in names]
-    for column in map(keep.parse, plan.keep):
+    for column in plan.kept:
         pairs.append((column.name, row.kept.get(column.name),
                       _as_stored(fresh.kept[column.name], column.type)))  # fmt: skip
     wrong = [

@@ -21,7 +21,6 @@ from pipeline.store.storage import StorageError, Store, TransientStorage
 from pipeline.tars.samples import ShardReader
 from pipeline.work import images
 from pipeline.work.decoder import check_table, decode_table, stream_codes
-from pipeline.work.encoder import printable
 from pipeline.work.replica import Replica
 from pqmim.metrics import psnr
 
@@ -128,8 +127,9 @@ def _sources(spec: ShardSpec, plan: Plan, keys: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     left = set(keys)
     with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
-        for sample in ShardReader(stream, spec.size, wanted=set(plan.image_keys).__contains__):
-            key = printable(sample.key)
+        wanted = set(plan.image_keys).__contains__
+        for sample in ShardReader(stream, spec.size, wanted, skip_apple=plan.exact):
+            key = table.text(sample.key)
             if key not in left:
                 continue
             left.remove(key)

@@ -9,7 +9,6 @@ another writer's.  File systems without hard links are found out by ``Store.prob
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -31,14 +30,14 @@ class ObjectInfo:
 
 
 class LocalFiles:
-    """One attempt a call; ``list`` and ``glob`` alone repeat by themselves."""
+    """One attempt a call; ``list`` alone repeats by itself."""
 
     def info(self, url: str) -> ObjectInfo | None:
         try:
             stat = os.stat(url)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return None if os.path.isdir(url) else _info(url, stat)
+        return None if os.path.isdir(url) else file_info(url, stat)
 
     def get(self, url: str) -> bytes:
         with open(url, "rb") as file:
@@ -52,11 +51,11 @@ class LocalFiles:
     def create(self, url: str, data: bytes) -> ObjectInfo:
         with _written(url, data) as temporary:
             os.link(temporary, url)  # fails where the name exists; a rename would replace it
-            return _info(url, os.stat(temporary))
+            return file_info(url, os.stat(temporary))
 
     def put(self, url: str, data: bytes) -> ObjectInfo:
         with _written(url, data) as temporary:
-            info = _info(url, os.stat(temporary))
+            info = file_info(url, os.stat(temporary))
             os.replace(temporary, url)
             return info
 
@@ -66,15 +65,11 @@ class LocalFiles:
 
     def open(self, url: str) -> tuple[BinaryIO, ObjectInfo]:
         file = open(url, "rb", buffering=BUFFER)  # noqa: SIM115, the reader closes it
-        return file, _info(url, os.fstat(file.fileno()))
+        return file, file_info(url, os.fstat(file.fileno()))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Files whose path begins with ``prefix``, sorted."""
         return iter(retry(lambda: [*self._walk(prefix)], prefix))
-
-    def glob(self, pattern: str) -> Iterator[ObjectInfo]:
-        found = sorted(retry(lambda: glob.glob(pattern, recursive=True), pattern))
-        return (info for info in map(self.info, found) if info is not None)
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
         walk = os.walk(os.path.dirname(prefix), onerror=_not_missing, followlinks=True)
@@ -85,7 +80,8 @@ class LocalFiles:
                 yield info
 
 
-def _info(path: str, stat: os.stat_result) -> ObjectInfo:
+def file_info(path: str, stat: os.stat_result) -> ObjectInfo:
+    """A file as it was when it was looked at."""
     return ObjectInfo(path, stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
 
 

@@ -11,6 +11,7 @@ before a later header.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -19,7 +20,7 @@ from pipeline.tars.headers import BLOCK, Header, packed_format, parse_header, pa
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 18  # bytes asked of the stream at once; 16 times more for large members
 _SEEK_BYTES = 4 << 20  # from here on a new range request costs less than reading on
-_MAX_EXTENDED = 1 << 20  # bytes of a PAX record or a long name; the kernel's limit on paths is 4096
+_MAX_EXTENDED = 64 << 20  # bytes of PAX records: a resource fork among them may have megabytes
 _DATALESS = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directory, fifo
 _EXTENDED = (b"x", b"X", b"g", b"L", b"K")
 
@@ -35,10 +36,11 @@ class TarMember(NamedTuple):
 class TarBlocks:
     """The blocks: members one by one, and recovery where they are not what they should be."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    def __init__(self, stream: BinaryIO, size: int | None, start: bytes = b"") -> None:
+        """``size``: of the tar, None if it is not known; ``start``: what was read of it already."""
         self._stream = stream
         self._size = size
-        self._buffer = b""
+        self._buffer = start
         self._at = 0  # next byte in the buffer
         self._base = 0  # of the buffer in the object
         self._last: tuple[int, bytes, bytes] | None = None  # offset, data and padding just read
@@ -83,7 +85,8 @@ class TarBlocks:
     def read(self, size: int) -> bytes | None:
         """The data of the member just yielded; None if the object ends before they do."""
         offset = self.position
-        if size > max(_SEEK_BYTES, self._size - offset) and self._stream.seekable():
+        left = self._left(offset)
+        if size > max(_SEEK_BYTES, left) and self._stream.seekable():
             self.skip(size)  # more than there is: no reason to hold it all
             return None
         self._last = self._skipped = None
@@ -103,7 +106,7 @@ class TarBlocks:
         self._buffer, self._at = b"", 0
         if left > _SEEK_BYTES and self._stream.seekable():
             # All but the last byte: a seek goes past the end without a word, a read does not.
-            step = min(left, self._size - self._base) - 1
+            step = min(left, self._left(self._base)) - 1
             if step > 0:
                 self._stream.seek(step, 1)
                 self._base += step
@@ -113,6 +116,16 @@ class TarBlocks:
             left -= len(chunk)
         self._cut = left > 0
         return not self._cut
+
+    def peek(self, count: int) -> bytes:
+        """The next bytes, which stay there."""
+        if len(self._buffer) - self._at < count:
+            self._fill(count)
+        return self._buffer[self._at : self._at + count]
+
+    def _left(self, offset: int) -> int:
+        """Bytes from there to the end of the tar; many, if its size is not known."""
+        return sys.maxsize if self._size is None else self._size - offset
 
     def _take(self, count: int) -> bytes:
         """The next ``count`` bytes, fewer at the end of the object."""
@@ -187,9 +200,9 @@ class TarBlocks:
             zeros += len(chunk)
         if zeros < 2 * BLOCK:
             self.damage.append(self._truncated("one end-of-archive block of two"))
-        elif self.position < self._size:
+        elif self._left(self.position) > 0 and self._size is not None:
             self.damage.append(self._truncated("after the end-of-archive blocks"))
-        elif self.position > self._size:
+        elif self._left(self.position) < 0:
             message = f"byte {self._size}: the object goes on to byte {self.position}"
             self.damage.append(f"{message}, past the size it was listed with")
         return False
@@ -202,7 +215,8 @@ class TarBlocks:
 
     def _truncated(self, where: str) -> str:
         end = self.position
-        missing = f" ({self._size - end} before the object's end)" if end < self._size else ""
+        known = self._size is not None and end < self._size
+        missing = f" ({self._left(end)} before the object's end)" if known else ""
         return f"truncated at byte {end}{missing}: {where}"
 
     def _after_failure(self, what: str, size: int) -> bool:
@@ -237,7 +251,7 @@ class TarBlocks:
             cause += f"; {place - offset} bytes skipped"
         elif place > offset:
             cause += f"; no good header in the {place - offset} bytes from there"
-        if offset == 0 and not found and place >= self._size:
+        if offset == 0 and not found and (self._size is None or place >= self._size):
             cause = f"not a tar: {cause}" if place else "not a tar: the object is empty (0 bytes)"
         self.damage.append(cause)
         return found

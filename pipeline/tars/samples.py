@@ -10,7 +10,10 @@ read buffer, and a second copy of a member over 256 KiB while it is read.
 What webdataset drops or raises on stays visible: a regular file without an extension is a sample of
 its own, with extension ``""``; a second member of one name begins a second sample of that key; a
 link, a sparse or an oversized member is named in ``Sample.unread``.  Directories and ``__x__`` meta
-files are skipped, as there.  Names that are not UTF-8 carry surrogate escapes, as in tarfile.
+files are skipped, as there.  What macOS packs beside every file (``._x``, by name and first bytes)
+is skipped where the reader is told to: it would stand between the members of every sample.  Packed
+tars are unpacked on the way; offsets are then of the tar inside.  Names that are not UTF-8 carry
+surrogate escapes, as in tarfile.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from pipeline.tars import packed
 from pipeline.tars.blocks import TarBlocks, TarMember
 
 MAX_MEMBER_BYTES = 1 << 30
@@ -27,6 +31,7 @@ MAX_DAMAGE = 32  # messages kept of one shard; they go into its ledger entry
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's base_plus_ext
 _META = re.compile(r"__[^/]*__($|/)|__[^/]*(?<=__)$")  # both of webdataset's tests
+_APPLE_DOUBLE = b"\0\5\x16\7"
 _REGULAR = (b"0", b"\0", b"7")
 _NOT_REGULAR = {b"1": "a hard link", b"2": "a symbolic link"}
 
@@ -41,6 +46,7 @@ class Sample:
     unread: dict[str, str] = field(default_factory=dict)  # wanted extension -> why it is not here
     too_large: set[str] = field(default_factory=set)  # those of them that are over the limit
     others: list[str] = field(default_factory=list)  # extensions that nobody asked for
+    at: int = 0  # bytes of the object that were read when it began
 
 
 class ShardReader:
@@ -57,8 +63,17 @@ class ShardReader:
         size: int,
         wanted: Callable[[str], bool] | None = None,
         max_member_bytes: int = MAX_MEMBER_BYTES,
+        skip_apple: bool = True,
     ) -> None:
-        self._tar = TarBlocks(stream, size)
+        """``wanted``: extensions to read; ``skip_apple``: without AppleDouble members."""
+        start = packed.peek(stream)
+        kind = packed.kind_of(start)
+        self._unpacked = packed.Unpacked(stream, start, kind) if kind else None
+        if self._unpacked is None:
+            self._tar = TarBlocks(stream, size, start)
+        else:
+            self._tar = TarBlocks(self._unpacked, None)
+        self._size, self._skip_apple, self.apple_double = size, skip_apple, 0
         self._wanted = wanted
         self._max_member_bytes = max_member_bytes
         self._sample: Sample | None = None  # in progress
@@ -66,19 +81,29 @@ class ShardReader:
         self._newest: tuple[Sample, str] | None = None  # member before the damage
         self.members = 0
         self.samples = 0
-        self.complete = False
+        self.complete = self._over = False
 
     @property
     def damage(self) -> tuple[str, ...]:
         """What is wrong with the tar: byte offset and cause of each."""
-        messages = self._tar.damage
+        messages = self._broken() + self._tar.damage
         more = len(messages) - MAX_DAMAGE
         return (*messages[:MAX_DAMAGE], *([f"and {more} more"] if more > 0 else []))
+
+    def _broken(self) -> list[str]:
+        """What is wrong with the packing."""
+        if self._unpacked is None:
+            return []
+        if self._unpacked.failure:
+            return [self._unpacked.failure]
+        if self._over and self.bytes_read != self._size:
+            return [f"{self.bytes_read} bytes were read of an object of {self._size}"]
+        return []
 
     @property
     def bytes_read(self) -> int:
         """Position in the object."""
-        return self._tar.position
+        return self._unpacked.packed_position if self._unpacked else self._tar.position
 
     def __iter__(self) -> Iterator[Sample]:
         for member in self._tar.members():
@@ -90,7 +115,10 @@ class ShardReader:
             self._newest = None
             match = _NAME.match(member.name)
             regular = member.kind in _REGULAR or member.sparse
-            if _META.match(member.name) or (match is None and not regular):
+            if self._is_apple_double(member):
+                self.apple_double += 1
+                self._tar.skip(member.size)
+            elif _META.match(member.name) or (match is None and not regular):
                 self._tar.skip(member.size)
             elif match is None:
                 yield from self._lone(member)
@@ -98,10 +126,21 @@ class ShardReader:
                 key, extension = match[1], match[2].lower()
                 if self._sample is None or key != self._sample.key or extension in self._seen:
                     yield from self._close()
-                    self._sample = Sample(key, {}, member.offset)
+                    self._sample = Sample(key, {}, member.offset, at=self._at(member))
                 self._load(self._sample, extension, member)
         yield from self._close()
-        self.complete = not self._tar.damage
+        self._over = True
+        self.complete = not self.damage
+
+    def _at(self, member: TarMember) -> int:
+        return member.offset if self._unpacked is None else self.bytes_read
+
+    def _is_apple_double(self, member: TarMember) -> bool:
+        """Whether this is what macOS keeps of a file beside it: resource fork and attributes."""
+        name = member.name.rsplit("/", 1)[-1]
+        if not (self._skip_apple and name.startswith("._") and member.kind in _REGULAR):
+            return False
+        return member.size >= 4 and self._tar.peek(4) == _APPLE_DOUBLE
 
     def _close(self) -> Iterator[Sample]:
         """Emit the sample in progress, unless not one of its members is complete."""
@@ -113,7 +152,7 @@ class ShardReader:
 
     def _lone(self, member: TarMember) -> Iterator[Sample]:
         """A file without an extension is outside the grouping, as in webdataset, but not lost."""
-        sample = Sample(member.name, {}, member.offset)
+        sample = Sample(member.name, {}, member.offset, at=self._at(member))
         around, self._seen = self._seen, set()
         self._load(sample, "", member)
         complete, self._seen, self._newest = bool(self._seen), around, None

@@ -22,9 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline import keep
-from pipeline.archive import losses
-from pipeline.archive.table import IMAGE_NOTE, Row
+from pipeline.archive import losses, table
+from pipeline.archive.table import IMAGE_NOTE, MAX_GRID, Row
 from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
@@ -42,7 +41,7 @@ class Ready:
 
     row: Row
     pixels: Tensor | None  # uint8 [3, H, W], padded to multiples of the stride
-    offset: int  # of the sample in the tar, bytes
+    at: int  # bytes of the shard that were read before the sample
     height: int = 0  # as encoded, without padding
     width: int = 0
 
@@ -80,13 +79,13 @@ class Batcher:
 def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
     """Sample -> decoded picture or a row that says why there is none."""
     kept, problems = {}, []
-    for column in map(keep.parse, plan.keep):
+    for column in plan.kept:
         kept[column.name], problem = column.value(sample.members)
         problems += [problem] if problem else []
-    row = Row(printable(sample.key), Status.OK, "; ".join(problems)[:200] or None, kept=kept)
+    row = Row(table.text(sample.key), Status.OK, "; ".join(problems)[:200] or None, kept=kept)
     extension = next((e for e in plan.image_keys if e in sample.members), None)
     if extension is None:
-        return Ready(_missing(row, sample, plan), None, sample.offset)
+        return Ready(_missing(row, sample, plan), None, sample.at)
     data = sample.members[extension]
     if plan.hash:
         row = replace(row, source_sha256=hashlib.sha256(data).digest())
@@ -95,17 +94,21 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
             picture = images.decode(data, plan)
         except images.BadImage as bad:
             failed = replace(row, status=bad.status, error=str(bad)[:200])
-            return Ready(failed, None, sample.offset)
+            return Ready(failed, None, sample.at)
         pixels = torch.from_numpy(picture.pixels)
         padded = reflect_pad(pixels[None], stride)[0]
     if picture.note is not None:
         noted = f"{IMAGE_NOTE}{picture.note}; {row.error or ''}".removesuffix("; ")
         row = replace(row, error=noted[:200])
+    grid_w, grid_h = padded.shape[2] // stride, padded.shape[1] // stride
+    if max(grid_w, grid_h) > MAX_GRID:
+        error = f"a grid of {grid_w} x {grid_h}: a table takes {MAX_GRID} at most along a side"
+        return Ready(replace(row, status=Status.TOO_LARGE, error=error), None, sample.at)
     row = replace(
         row, dropped=picture.dropped or None, width=picture.width, height=picture.height,
-        grid_h=padded.shape[1] // stride, grid_w=padded.shape[2] // stride,
+        grid_h=grid_h, grid_w=grid_w,
     )  # fmt: skip
-    return Ready(row, padded, sample.offset, pixels.shape[1], pixels.shape[2])
+    return Ready(row, padded, sample.at, pixels.shape[1], pixels.shape[2])
 
 
 def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
@@ -118,11 +121,6 @@ def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
     found = ", ".join(f".{e}" for e in [*sample.members, *sample.others])
     error = f"no member .{'/.'.join(plan.image_keys)}; the sample has {found}"
     return replace(row, status=Status.MISSING_IMAGE, error=error[:200])
-
-
-def printable(key: str) -> str:
-    """A key as UTF-8; bytes that are not (surrogate escapes here) become ``\\udcXX``."""
-    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def encode_rows(
@@ -142,7 +140,7 @@ def encode_rows(
         ready = _once(ready, keys)
         rows.append(ready.row)
         if ready.pixels is None:
-            clock.advance(ready.offset, bad=1)
+            clock.advance(ready.at, bad=1)
         else:
             for batch in batcher.add(len(rows) - 1, ready):
                 encode_batch(batch, rows, plan, replica, clock)
@@ -166,7 +164,7 @@ def _once(ready: Ready, keys: set[str]) -> Ready:
         return ready
     error = "the key occurs earlier in this shard; this one is not encoded"
     row = replace(ready.row, status=Status.DUPLICATE_KEY, error=error)
-    return Ready(row, None, ready.offset)
+    return Ready(row, None, ready.at)
 
 
 def encode_batch(
@@ -197,7 +195,7 @@ def encode_batch(
                 bitstream=streams[place] if plan.stores_bitstream else None, psnr=quality,
             )  # fmt: skip
     clock.advance(
-        max(ready.offset for _, ready in batch), images=len(batch),
+        max(ready.at for _, ready in batch), images=len(batch),
         pixels=sum(ready.height * ready.width for _, ready in batch),
         code_bytes=payload_bytes([rows[index] for index, _ in batch]),
     )  # fmt: skip
@@ -225,18 +223,21 @@ def encode_shard(
     spec: ShardSpec, plan: Plan, store: storage.Store, replica: Replica, attempt: int = 1
 ) -> ShardResult:
     """Encode one shard and commit its table; see :func:`pipeline.work.shard.run_shard`."""
-    kept = {keep.parse(column).extension for column in plan.keep}
-    wanted = {*plan.image_keys, *kept}
+    wanted = {*plan.image_keys, *(column.extension for column in plan.kept)}
 
     def make(clock: Clock) -> tuple[list[Row], Facts]:
         info = storage.ObjectInfo(spec.url, spec.size, spec.etag)
         with storage.open_read(spec.url, info) as stream:
-            reader = ShardReader(stream, spec.size, wanted=wanted.__contains__)
+            reader = ShardReader(
+                stream, spec.size, wanted=wanted.__contains__, skip_apple=plan.exact
+            )
             rows, pixels = encode_rows(reader, plan, replica, clock)
+        rows, pixels = fitting(rows, pixels, plan)
         whole = reader.complete and not reader.damage
         return rows, Facts(
             by_status(rows), pixels, payload_bytes(rows), reader.damage,
-            losses.count(rows) if plan.has_dropped else {}, "done" if whole else "damaged",
+            losses.count(rows) if plan.has_dropped else {}, reader.apple_double,
+            filled(rows, plan), "done" if whole else "damaged",
         )  # fmt: skip
 
     return run_shard(spec, plan, store, replica, attempt, make)
@@ -248,3 +249,19 @@ def by_status(rows: Sequence[Row]) -> dict[str, int]:
     for row in rows:
         counts[row.status.value] = counts.get(row.status.value, 0) + 1
     return counts
+
+
+def fitting(rows: Sequence[Row], pixels: int, plan: Plan) -> tuple[list[Row], int]:
+    """The rows as the table can hold them, and the pixels of those that still have an image."""
+    fit = table.fit(rows, plan)
+    lost = [a for a, b in zip(rows, fit, strict=True) if a.status is Status.OK is not b.status]
+    for row in lost:
+        width, height = images.encoded_size(row.width, row.height, plan)
+        pixels -= width * height
+    return fit, pixels
+
+
+def filled(rows: Sequence[Row], plan: Plan) -> dict[str, int]:
+    """How many rows have a value in each kept column; not counted before format 3."""
+    names = [column.name for column in plan.kept] if plan.exact else []
+    return {name: sum(row.kept.get(name) is not None for row in rows) for name in names}

@@ -88,14 +88,14 @@ def first_samples(spec: ShardSpec, plan: Plan) -> tuple[list[Sample], int]:
         NoSamples: it has none.
     """
     with storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)) as stream:
-        reader = ShardReader(stream, spec.size)
+        reader = ShardReader(stream, spec.size, skip_apple=plan.exact)
         found = list(itertools.islice(reader, SAMPLES + 1))
     if not found:
         cause = "; ".join(reader.damage) or "an empty tar"
         raise NoSamples(f"{spec.url}: no samples to calibrate on: {cause}")
     if len(found) <= SAMPLES:
         return found, spec.size
-    return found[:SAMPLES], found[SAMPLES].offset
+    return found[:SAMPLES], found[SAMPLES].at
 
 
 def text(specs: Sequence[ShardSpec], plan: Plan, resources: Resources, found: Calibration) -> str:

@@ -49,8 +49,9 @@ class Transcoder:
                 raise BadTable(f"shard {spec.shard_id}: {error}") from error
             size = payload_bytes(rows)
             return rows, Facts(
-                entry.rows, entry.pixels, size, entry.damage, entry.dropped, entry.outcome
-            )
+                entry.rows, entry.pixels, size, entry.damage, entry.dropped, entry.skipped,
+                entry.filled, entry.outcome,
+            )  # fmt: skip
 
         return run_shard(spec, plan, store, replica, attempt, make)
 

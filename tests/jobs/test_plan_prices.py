@@ -39,13 +39,13 @@ def test_the_bill_stands_below_the_forecast(
 
 
 def test_what_is_measured_is_the_tables_that_a_run_would_write(flags: list[str]) -> None:
-    from jobs.common import work
+    from jobs.common import shards, work
     from pipeline.work.replica import Replica
     from pqmim import checkpoint
     from pqmim.codec import Codec
 
     args = plan.parse([*flags, "--store", "both"])
-    specs = work.list_shards(args.input)
+    specs = shards.list_shards(args.input)
     codec = Codec.from_bytes(checkpoint.read(args.weights), "cpu", name=args.weights)
     frozen = work.plan_of(args, specs, codec)
     found = plan.measure(specs[1], frozen, Replica(codec))

@@ -6,6 +6,7 @@ without a word at the first bad header.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -169,11 +170,12 @@ def test_links_directories_and_sparse_members_are_rows_with_a_reason(encode):
     ("data", "cause"),
     [
         (b"", "empty"),
-        (gzip.compress(make_tar(ENTRIES)), "gzip"),
+        (bz2.compress(make_tar(ENTRIES)), "bzip2"),
+        (gzip.compress(make_tar(ENTRIES))[:9], "gzip"),
         (b"\x28\xb5\x2f\xfd" + bytes(2000), "zstd"),
         (b"<!DOCTYPE html><title>Access denied</title>" * 40, "not a tar"),
     ],
-    ids=["empty", "gzip", "zstd", "html"],
+    ids=["empty", "bzip2", "gzip", "zstd", "html"],
 )
 def test_what_is_no_tar_is_a_damaged_shard_without_rows(encode, data, cause):
     result, rows = encode(data)

@@ -16,7 +16,15 @@ from jobs import common, encode, status
 from jobs.common import work
 from pipeline.archive import commit, losses, table
 from pipeline.archive.table import Row
-from pipeline.plan import SECOND_FIELDS, Plan, PlanMismatch, ShardResult, ShardSpec, Status
+from pipeline.plan import (
+    FORMAT_VERSION,
+    SECOND_FIELDS,
+    Plan,
+    PlanMismatch,
+    ShardResult,
+    ShardSpec,
+    Status,
+)
 from pipeline.proof import prover, tables
 from pipeline.proof.prover import Prover
 from pipeline.proof.verdict import Report
@@ -174,7 +182,7 @@ def test_an_archive_of_format_version_1_goes_on_by_its_own_rules(tmp_path):
     written = json.loads((old.root / "plan.json").read_bytes())
     assert written["format_version"] == 1 and not {"icc", "strict_images"} & {*written}
     assert Plan.from_json((old.root / "plan.json").read_bytes()) == old.plan
-    todays = replace(old.plan, format_version=2, icc="convert")
+    todays = replace(old.plan, format_version=FORMAT_VERSION, icc="convert")
     assert commit.begin(old.store, todays) == old.plan
     for asked in ({"icc": "refuse"}, {"strict_images": True}):
         with pytest.raises(PlanMismatch):
@@ -221,4 +229,4 @@ def test_the_flags_are_in_the_plan():
                           (["--strict-images"], ("convert", True))):  # fmt: skip
         argv = ["--input", "x", "--output", "y", "--quality", "2", "--store", "codes", *flags]
         plan = work.plan_of(encode.parse(argv), [], codec)
-        assert (plan.icc, plan.strict_images, plan.format_version) == (*wanted, 2)
+        assert (plan.icc, plan.strict_images, plan.format_version) == (*wanted, FORMAT_VERSION)

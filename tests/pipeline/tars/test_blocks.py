@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import io
 import tarfile
 import tracemalloc
@@ -35,7 +35,7 @@ def test_an_empty_object_and_foreign_data_are_damage():
         (b"", "not a tar: the object is empty (0 bytes)"),
         (b"<html>", "not a tar: truncated at byte 6: inside a header"),
         (b"<html>" * 1000, "not a tar: byte 0: bad header; no good header in the 6000 bytes"),
-        (gzip.compress(tar, mtime=0), "not a tar: byte 0: bad header of a gzip file"),
+        (bz2.compress(tar), "not a tar: byte 0: bad header of a bzip2 file"),
         (b"ustar" * 1000, "not a tar: byte 0: bad header"),
     ]:
         found, reader = read(data)
@@ -341,7 +341,6 @@ def test_a_pax_size_with_more_digits_than_an_object_can_have_is_damage():
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        (b"\x28\xb5\x2f\xfd", "zstd"),
         (b"BZh91AY", "bzip2"),
         (b"\xfd7zXZ\0", "xz"),
         (b"PK\3\4", "zip"),
