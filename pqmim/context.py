@@ -9,11 +9,16 @@ Autocast, gradients and the default device belong to a thread.  Default dtype an
 belong to the process: they are set aside while any thread is inside, so another thread of the
 caller may meet the plain ones for that time.  Costs 10 microseconds a call, 1 where the caller has
 changed nothing or is inside already.
+
+A forked process has none of the threads of its parent, and PyTorch waits for them for ever: the
+first door that it comes to sets it to one thread, if its parent had more, and says so.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,10 +29,25 @@ import torch
 Call = TypeVar("Call", bound=Callable[..., Any])
 DEVICES = ("cpu", "cuda")
 
+log = logging.getLogger(__name__)
+
 _here = threading.local()
 _lock = threading.Lock()
 _inside = 0  # threads that hold the process's settings
 _outer: tuple[torch.dtype, str] = (torch.float32, "highest")  # what they are put back to
+_forked = False  # since then nothing was done about it
+
+
+def _after_fork() -> None:
+    """In the new process: nobody else holds a lock, or is inside."""
+    global _lock, _inside, _forked
+    _lock, _forked = threading.Lock(), True
+    if _inside and not getattr(_here, "plain", False):
+        _inside = 0
+        _set(*_outer)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def plainly(function: Call) -> Call:
@@ -35,12 +55,27 @@ def plainly(function: Call) -> Call:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if _forked:
+            _one_thread()
         if getattr(_here, "plain", False):
             return function(*args, **kwargs)
         with _plain():
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def _one_thread() -> None:
+    """Make a forked process one that can compute."""
+    global _forked
+    _forked = False
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+        log.warning(
+            "a forked process: one PyTorch thread, for the %d of its parent are not in it; "
+            "processes that are spawned (multiprocessing's start method) have their own", threads
+        )  # fmt: skip
 
 
 @contextmanager

@@ -112,10 +112,10 @@ class Tokenizer:
         Raises:
             pqmim.checkpoint.CheckpointError: it does not reproduce its own test vector.
         """
-        with self._prior_lock:
-            if self._prior is None and self._prior_checkpoint is not None:
-                self._prior = load.load(self._prior_checkpoint, self.device)
-            return self._prior
+        if self._prior is None and self._prior_checkpoint is not None:
+            with self._prior_lock:
+                self._prior = self._prior or load.load(self._prior_checkpoint, self.device)
+        return self._prior
 
     @property
     def has_prior(self) -> bool:

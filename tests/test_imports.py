@@ -35,6 +35,7 @@ MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are 
                       "pipeline.keep", "pipeline.logs", "pqmim"},
     "pipeline.driver": {"pipeline.archive", "pipeline.store", "pipeline.plan", "pipeline.work",
                         "pqmim.meter"},
+    "pipeline.observe": {"pipeline.driver", "pipeline.archive", "pipeline.store", "pipeline.plan"},
     "pipeline.price": {"pipeline.plan"},
     "pipeline.proof": {"pipeline.work", "pipeline.archive", "pipeline.tars", "pipeline.store",
                        "pipeline.plan", "pipeline.keep", "pqmim.metrics"},
@@ -50,6 +51,7 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "s3fs": {"pipeline.store.s3"},
     "pyarrow": {"pipeline.archive", "pipeline.codes", "pipeline.tars.packed"},
     "yaml": {"pipeline.price.prices"},
+    "prometheus_client": {"pipeline.observe"},
     "simplejpeg": {"pqmim.pictures"},
     "constriction": {"pqmim.coding"},
     "numba": {"pqmim.prior.kernels"},  # an extra

@@ -11,7 +11,10 @@ are compiled (10 to 80 s, once a machine).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,11 @@ from pqmim.prior.tensors import Engine, Oracle
 
 log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
+# What reading a damaged file of Numba's raises: it is a pickle of machine code.
+DAMAGE = (
+    EOFError, pickle.UnpicklingError, OSError, ValueError, TypeError, AttributeError, ImportError,
+    IndexError, KeyError, RuntimeError, AssertionError, OverflowError, MemoryError, SyntaxError,
+)  # fmt: skip
 
 
 def load(checkpoint: Checkpoint, device: torch.device) -> Model:
@@ -59,12 +67,47 @@ def _compiled(checkpoint: Checkpoint) -> Model:
     """
     from pqmim.prior import fused, kernels  # optional, and 1 s
 
+    for loop in vars(kernels).values():
+        _mend(loop)
     if not _is_compiled(kernels.cheapest):
         log.warning(
             "compiling the entropy model's loops, once on this machine: 10 s of a fast core, a "
             "minute or more of a slow or busy one"
         )
     return fused.load(checkpoint)
+
+
+def _mend(loop: Any) -> None:
+    """Let a compiled loop do without its file on disk where that is damaged or cannot be written:
+    Numba itself fails at every call until somebody finds and deletes it."""
+    cache: Any = getattr(loop, "_cache", None)
+    if not hasattr(cache, "_cache_file") or hasattr(cache, "mended"):
+        return
+    read, write = cache.load_overload, cache.save_overload
+
+    def load_overload(*args: Any) -> Any:
+        try:
+            return read(*args)
+        except DAMAGE as error:
+            _say_once(f"{cache.cache_path}: damaged files of Numba's, compiled anew: {error}")
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_overload(*args: Any) -> None:
+        try:
+            write(*args)
+        except OSError as error:
+            _say_once(
+                f"{cache.cache_path}: no place for compiled loops, so at every start: {error}"
+            )
+
+    cache.load_overload, cache.save_overload, cache.mended = load_overload, save_overload, True
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.warning(text)
 
 
 def _is_compiled(loop: Any) -> bool:
