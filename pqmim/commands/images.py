@@ -94,7 +94,7 @@ def decompress(args: argparse.Namespace) -> int:
         stream = container.parse(data)
         codec = shelf.of(stream.model)
         with progress("decompress", stream.height * stream.width, quiet=quiet):
-            pixels = codec.decompress(data, partial=partial, fill=fill)
+            pixels = codec.decompress(data, partial=partial, fill=fill, max_pixels=args.max_pixels)
         job.output.write(formats.image_file(job.output.name, pixels, quiet=args.quiet))
 
     return _make(args, "decompress", jobs, one)
