@@ -17,7 +17,6 @@ from pathlib import Path
 from pqmim import __version__
 from pqmim.coding import schedule
 from pqmim.completion.rule import Rule
-from pqmim.files.container import READ_PIXELS
 
 USAGE, INTERRUPTED = 2, 130  # exit codes; 3: some of many files were not made
 
@@ -147,8 +146,8 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _rule_flags(parser)
     parser.add_argument(
-        "--max-pixels", type=int, default=READ_PIXELS, metavar="N",
-        help="refuse files of larger pictures, which a few bytes can ask for (%(default)s)",
+        "--max-pixels", type=int, metavar="N",
+        help="refuse files of larger pictures, which a few bytes can ask for (2^26)",
     )  # fmt: skip
     parser.add_argument("--weights", help="path or name (those that a file names)")
     _run_flags(parser, "pqmim.commands.images:decompress")
