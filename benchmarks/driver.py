@@ -16,7 +16,6 @@ import heapq
 import itertools
 import logging
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from pipeline.driver.report import Progress
 from pipeline.plan import ShardFailure, ShardResult, ShardSpec
 from pipeline.store.shard_names import shard_id
 from pipeline.store.storage import Store
+from pipeline.work.replica import peak_bytes
 
 PAGE = 1000  # names in a reply of S3
 
@@ -140,11 +140,6 @@ def main() -> int:
             seconds = timed_resume(real_files(folder, specs[: args.files]), specs[: args.files])
             print(f"resume over {args.files:,} committed in local files: {seconds:.2f} s")
     return 0
-
-
-def peak_bytes() -> int:
-    """Of this process so far (Linux: kilobytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def listing(count: int) -> list[ShardSpec]:

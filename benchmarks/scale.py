@@ -15,7 +15,6 @@ import argparse
 import concurrent.futures
 import logging
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pipeline.driver import run
 from pipeline.driver.pace import Limits
 from pipeline.driver.report import Progress
 from pipeline.store.storage import Store
+from pipeline.work.replica import peak_bytes
 
 LIMITS = {
     "as it is": Limits(),
@@ -96,11 +96,6 @@ def report(
         f"  driver {cpu_s:.0f} s of a core, {grown / 2**20:.0f} MiB; S3 requests a second: median "
         f"{per_s[len(per_s) // 2]:,.0f}, at most {per_s[-1]:,.0f}",
     ]
-
-
-def peak_bytes() -> int:
-    """Of this process so far (Linux: kilobytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ SELF = {"__init__", "__main__"}
 
 def main() -> int:
     """Name every job with the first line of its docstring; nothing is imported for it."""
-    sys.stdout.write("python -m jobs.NAME --help\n\n")
+    sys.stdout.write("pqmim jobs NAME --help, or python -m jobs.NAME --help\n\n")
     for path in sorted(Path(__file__).parent.glob("*.py")):
         if path.stem not in SELF:
             text = ast.get_docstring(ast.parse(path.read_text())) or ""

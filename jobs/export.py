@@ -3,13 +3,16 @@
     python -m jobs.export --archive s3://bucket/arch --output s3://bucket/tars
 
 One tar a table, in its order: ``<key>.npy`` (codes [h, w, M], uint8 or uint16), ``<key>.json`` with
-the kept columns, size and grid, and ``<key>.txt`` and the like for kept text members.  Images that
-have no codes are left out.  A tar is written whole or not at all, and its bytes are always the
-same; ``export.json`` is written last and names them all: without it the export is half-written, and
-the same command again completes it.  For the images themselves: jobs.decode --format webdataset.
+the kept columns, size and grid, and ``<key>.txt`` and the like for kept text members.  Where the
+JSON of the sources is kept (--keep json), that is ``<key>.json``, with null for NaN, and the rest
+is ``<key>.codes.json``.  Images that have no codes are left out.  A table of more than --queue-mb
+goes into several tars, ``<shard>.000.tar`` and so on to ``<shard>.tar``.  A tar is written whole or
+not at all, and its bytes are always the same; ``export.json`` is written last and names them all:
+without it the export is half-written, and the same command again completes it.  For the images
+themselves: jobs.decode --format webdataset.
 
 Cost: a tar pads every member to 512 bytes and gives it a header of as many, so codes of 2 KB take
-twice the room that they have in the table; one shard's tar is in memory.
+twice the room that they have in the table; one table and one tar are in memory.
 """
 
 from __future__ import annotations
@@ -42,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except names.NoSuchShard as error:
         raise common.UsageError(str(error)) from error
     output.probe()
-    codes.begin(output, plan)
+    tar_bytes = codes.begin(output, plan, args.queue_mb << 20)
     written, problems, tars = 0, list[str](), dict[str, int]()
     meter = common.meter("export", len(shards), "shards")
-    for number, shard_id in enumerate(shards):
+    for number, shard_id in enumerate(spec.shard_id for spec in shards):
         meter.show(number, f"{written} images, {len(problems)} problems")
         try:
-            tars[f"{shard_id}.tar"] = count = codes.export_shard(archive, output, plan, shard_id)
-            written += count
+            counts = codes.export_shard(archive, output, plan, shard_id, tar_bytes)
+            tars |= counts
+            written += sum(counts.values())
         except NotFound:
             problems.append(f"{shard_id}: no table: not encoded, or quarantined; see jobs.status")
         except BadTable as error:
@@ -72,7 +76,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="URI", help="prefix of the tars")
     parser.add_argument("--shard", nargs="+", default=[], metavar="ID",
                         help="shard ids: names of tables in codes/ (all)")  # fmt: skip
-    return flags.parse(parser, argv)
+    parser.add_argument("--queue-mb", type=int, default=256, metavar="MB", help="of a tar, at "
+                        "most; an output keeps its first one (%(default)s)")  # fmt: skip
+    args = flags.parse(parser, argv)
+    if args.queue_mb < 1:
+        parser.error("--queue-mb must be 1 or more")
+    return args
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if by_replicas:  # these may be of the share that is counted already
                 one.proved["bitstreams"] = one.proved["pictures"] = 0
             found.total.add(one)
+    if layout.read_plan(store) != plan:
+        found.archive.append("plan.json: was replaced while the archive was verified")
     return finish(store, name, found, args)
 
 

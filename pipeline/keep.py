@@ -41,6 +41,11 @@ class Kept:
     type: str
     exact: bool = True  # False: by the rules of before format 3
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the column holds its member whole."""
+        return not self.path and self.type == "string"
+
     def value(self, members: dict[str, bytes]) -> tuple[object, str | None]:
         """The value (None: missing) and, where it does not fit, what is wrong."""
         data = members.get(self.extension)

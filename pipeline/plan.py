@@ -149,7 +149,8 @@ class Plan:
         keep.check_names(self.keep, self.exact)
         if self.has_dropped and any(column.name == "dropped" for column in self.kept):
             raise ValueError("--keep dropped: the code table has a column of that name")
-        if min(self.resize or 1, self.crop or 1, self.min_side, self.max_pixels) < 1:
+        sides = [side for side in (self.resize, self.crop) if side is not None]
+        if min(*sides, self.min_side, self.max_pixels) < 1:
             raise ValueError("resize, crop, min_side and max_pixels must be 1 or more")
         if not 0 <= self.price < math.inf:
             raise ValueError(f"price {self.price}: must be 0 or more")

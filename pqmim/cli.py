@@ -1,4 +1,4 @@
-"""``pqmim compress | decompress | complete | info | eval | train``: the codec on the command line.
+"""``pqmim compress | decompress | complete | info | eval | train | jobs``: the command line.
 
 The parsers alone: what a verb does is imported when it is asked for, so that ``--help`` comes at
 once.
@@ -23,6 +23,11 @@ USAGE, INTERRUPTED = 2, 130  # exit codes; 3: some of many files were not made
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and call; errors that a person can act on are one line and exit code 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["jobs"]:
+        from pqmim.commands import jobs
+
+        return jobs.main(argv[1:])
     args = parse(argv)
     logging.basicConfig(
         level=logging.ERROR if args.quiet else logging.WARNING, format="pqmim: %(message)s"
@@ -62,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     stages = verbs.add_parser("train", help="train a model").add_subparsers(required=True)
     _train_autoencoder_flags(stages.add_parser("autoencoder", help="stage 1, the PQ-VAE"))
     _train_prior_flags(stages.add_parser("prior", help="stage 2, the entropy model of its codes"))
+    verbs.add_parser("jobs", help="the batch jobs: pqmim jobs encode --help", add_help=False)
     args, more = parser.parse_known_args(argv)
     if any(len(name) > 1 and name.startswith("-") for name in more) or (
         more and "files" not in args
@@ -139,6 +145,10 @@ def _decompress_flags(parser: argparse.ArgumentParser) -> None:
         help="as --partial, and fill what was not sent: by its mean (nearest), or drawn (sharp)",
     )  # fmt: skip
     _rule_flags(parser)
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N",
+        help="refuse files of larger pictures, which a few bytes can ask for (2^26)",
+    )  # fmt: skip
     parser.add_argument("--weights", help="path or name (those that a file names)")
     _run_flags(parser, "pqmim.commands.images:decompress")
 

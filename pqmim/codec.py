@@ -17,7 +17,7 @@ from pqmim.completion import filling
 from pqmim.completion.rule import Rule
 from pqmim.context import plainly
 from pqmim.files import budget, single
-from pqmim.files.container import MAX_PIXELS
+from pqmim.files.container import READ_PIXELS
 from pqmim.tokenizer import NoPriorError, Tokenizer
 
 __all__ = ["Codec", "NoPriorError"]
@@ -69,20 +69,20 @@ class Codec(Tokenizer):
     @plainly
     def decompress(
         self, data: bytes, *, partial: bool = False, fill: filling.Fill | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int = READ_PIXELS,
     ) -> Tensor:  # fmt: skip
         """A ``.pqm`` file -> uint8 [3,H,W]; see :func:`pqmim.files.single.decompress`."""
         return single.decompress(self, data, partial=partial, fill=fill, max_pixels=max_pixels)
 
     @plainly
     def decompress_batch(
-        self, data: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+        self, data: Sequence[bytes], *, max_pixels: int = READ_PIXELS
     ) -> list[Tensor]:
         """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none."""
         return single.decompress_batch(self, data, max_pixels=max_pixels)
 
     @plainly
-    def decompress_codes(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    def decompress_codes(self, data: bytes, *, max_pixels: int = READ_PIXELS) -> Tensor:
         """A whole ``.pqm`` file -> its codes uint8 [h,w,m]."""
         return torch.from_numpy(single.decompress_codes(self, data, max_pixels=max_pixels))
 

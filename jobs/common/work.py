@@ -17,7 +17,7 @@ from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.driver.pace import Limits
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest
 from pipeline.store import shard_names
-from pipeline.store.storage import Store
+from pipeline.store.storage import StorageError, Store
 from pqmim import checkpoint
 from pqmim.coding.schedule import DEFAULT_PRICE
 
@@ -157,10 +157,18 @@ def work_off(
             raise common.UsageError(message) from stop
     finally:
         summary = progress.summary(plan, resources.device, resources.replicas, state)
-        report.save(store, name, summary)
+        _save(store, name, summary)
     sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
     bad = progress.damaged or progress.quarantined or left.quarantined
     return common.OK if state == "complete" and not bad else common.INCOMPLETE
+
+
+def _save(store: Store, name: str, summary: dict[str, object]) -> None:
+    """Keep the summary; a store that is dead by then must not hide how the run ended."""
+    try:
+        report.save(store, name, summary)
+    except StorageError as error:
+        log.warning("the summary of this run could not be kept: %s", error)
 
 
 def drive(

@@ -1,52 +1,32 @@
-"""Code tables back to image files, or to tars of them."""
+"""Code tables back to image files, or to tars of them: one table by one replica."""
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import webdataset
 from PIL import Image
 
 from pipeline.archive import layout, table
 from pipeline.archive.table import BadTable, Row
-from pipeline.out.names import file_name, member_key
-from pipeline.plan import Plan, PlanMismatch, Status
+from pipeline.out import tars
+from pipeline.out.decoded import Totals
+from pipeline.out.names import file_name, kept_members, member_key
+from pipeline.plan import Plan, Status
 from pipeline.store.storage import NotFound, Store
 from pipeline.work import decoder
 from pipeline.work.readahead import ByteBudget, read_ahead
 from pipeline.work.replica import Replica
-from pqmim.meter import Meter
 
 MARK = "decoded.json"  # which plan the pictures of an output are of
 JPEG_QUALITY = 95  # of --format jpeg, without chroma subsampling
-AHEAD_BYTES = 256 << 20  # decoded pictures that wait for their files
-SHOWN = 50  # lines of each list in the final text
+EXTENSIONS = {"png": "png", "jpeg": "jpg"}
 
 
-@dataclass
-class Totals:
-    """What became of the images."""
-
-    written: int = 0
-    there: int = 0
-    bad: list[str] = field(default_factory=list)  # rows without a picture
-    statuses: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)  # met so far, of those asked for
-
-    @property
-    def progress(self) -> str:
-        """In a few words."""
-        return f"{self.written} images, {self.there} were there, {len(self.bad)} bad"
-
-
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """What is decoded, and where to."""
 
@@ -56,36 +36,37 @@ class Task:
     replica: Replica
     form: str
     keys: frozenset[str]  # empty: all
-    pool: ThreadPoolExecutor
-    meter: Meter
-    number: int = 0  # of the shard at hand
+    tar_bytes: int
+    show: Callable[[int], None]  # told how many images of the shard are out
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Of pictures that wait for their files; a tar takes the other half of the queue."""
+        return max(1, self.replica.queue_bytes // 2)
 
 
-def begin(output: Store, plan: Plan) -> None:
-    """Mark the output as being of this plan, so that pictures of two archives never mix.
-
-    Raises:
-        pipeline.plan.PlanMismatch: it holds the pictures of another archive.
-    """
-    mark = (json.dumps({"plan_digest": plan.digest}) + "\n").encode()
-    if not output.put_if_absent(MARK, mark) and output.get(MARK) != mark:
-        raise PlanMismatch(
-            f"{output.url(MARK)}: the pictures there are of another archive: choose another output"
-        )
+class Unwritable(Exception):
+    """A picture that its format cannot hold."""
 
 
-def decode_shard(task: Task, shard_id: str, totals: Totals) -> None:
+def begin(output: Store, plan: Plan, tar_bytes: int) -> int:
+    """Mark the output; see :func:`pipeline.out.tars.begin`."""
+    return tars.begin(output, MARK, plan, tar_bytes)
+
+
+def decode_shard(task: Task, shard_id: str) -> Totals:
     """Write the pictures of one table; what is wrong with it is noted, not raised."""
-    name = layout.table_name(shard_id)
+    name, totals = layout.table_name(shard_id), Totals()
     try:
         data = task.archive.get(name)
         count_rows(data, shard_id, task.keys, totals)
-        write = write_tar if task.form == "webdataset" else write_files
+        write = write_tars if task.form == "webdataset" else write_files
         write(task, shard_id, data, totals)
     except NotFound:
-        totals.problems.append(f"{task.archive.url(name)}: no such table")
+        totals.problems.add(f"{task.archive.url(name)}: no such table")
     except BadTable as error:
-        totals.problems.append(f"{task.archive.url(name)}: {' '.join(str(error).split())}")
+        totals.problems.add(f"{task.archive.url(name)}: {' '.join(str(error).split())}")
+    return totals
 
 
 def count_rows(data: bytes, shard_id: str, keys: frozenset[str], totals: Totals) -> None:
@@ -96,12 +77,12 @@ def count_rows(data: bytes, shard_id: str, keys: frozenset[str], totals: Totals)
         totals.keys |= {row.key} & keys
         if row.status is not Status.OK:
             totals.statuses[row.status.value] = totals.statuses.get(row.status.value, 0) + 1
-            totals.bad.append(f"{shard_id}: key {row.key!r}: {row.status.value}: {row.error}")
+            totals.bad.add(f"{shard_id}: key {row.key!r}: {row.status.value}: {row.error}")
 
 
 def write_files(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
     """One file an image; those that are there are not decoded again."""
-    extension = {"png": "png", "jpeg": "jpg"}[task.form]
+    extension = EXTENSIONS[task.form]
     there = set(task.output.names(f"{shard_id}/"))
 
     def name_of(row: Row) -> str:
@@ -114,61 +95,70 @@ def write_files(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
         return name_of(row) not in there
 
     # Closed at once when a write fails, so that no thread goes on decoding.
-    with closing(pictures(task, data, wanted)) as rows:
+    with closing(pictures(task, shard_id, data, wanted, totals)) as rows:
         for row, picture in rows:
             totals.written += task.output.put_if_absent(name_of(row), picture)
-            task.meter.show(task.number, totals.progress)
+            task.show(totals.written)
 
 
-def write_tar(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
-    """One tar a shard, whole or not at all, always the same bytes."""
-    name, sink, count = f"{shard_id}.tar", io.BytesIO(), 0
-    if task.output.info(name) is not None:
+def write_tars(task: Task, shard_id: str, data: bytes, totals: Totals) -> None:
+    """The shard's tars, always the same bytes."""
+    out = tars.Tars(task.output, shard_id, task.tar_bytes)
+    if out.there:
         totals.there += sum(r.status is Status.OK for r in table.read_rows(data, ["status"]))
         return
-    texts = [k for k in task.plan.kept if not k.path and k.type == "string"]
-    with (
-        webdataset.TarWriter(sink, encoder=False, mtime=0) as tar,
-        closing(pictures(task, data, lambda row: True)) as rows,
-    ):
+    count = 0
+    with closing(pictures(task, shard_id, data, lambda row: True, totals)) as rows:
         for row, picture in rows:
-            kept = {k.extension: row.kept[k.name] for k in texts}
-            members = {e: str(v).encode() for e, v in kept.items() if v is not None}
-            tar.write({**members, "__key__": member_key(row.key), "png": picture})
+            members = kept_members(row, task.plan)
+            out.write({**members, "__key__": member_key(row.key), "png": picture})
             count += 1
-            task.meter.show(task.number, f"{totals.written + count} images")
-    totals.written += count if task.output.put_if_absent(name, sink.getvalue()) else 0
+            task.show(count)
+    out.close()
+    totals.written += count
 
 
 def pictures(
-    task: Task, data: bytes, wanted: decoder.Wanted
+    task: Task, shard_id: str, data: bytes, wanted: decoder.Wanted, totals: Totals
 ) -> Generator[tuple[Row, bytes], None, None]:
-    """The image files of a table's ok rows, in order, made by the threads of the pool."""
-    rows = decoder.decode_table(data, task.plan, task.replica, wanted)
-    yield from read_ahead(
-        rows, lambda item: (item[0], image_file(item[1], task.form)), task.pool,
-        ByteBudget(AHEAD_BYTES),
-        size_before=lambda item: item[1].nbytes,
+    """The image files of a table's ok rows, in order, made by the threads of the replica; those
+    that the format cannot hold are noted."""
+
+    def make(item: tuple[Row, np.ndarray]) -> tuple[Row, bytes | str]:
+        row, pixels = item
+        try:
+            return row, image_file(pixels, task.form)
+        except Unwritable as error:
+            return row, str(error)
+
+    rows = read_ahead(
+        decoder.decode_table(data, task.plan, task.replica, wanted), make, task.replica.pool,
+        ByteBudget(task.ahead_bytes),
+        size_before=lambda item: 2 * item[1].nbytes,  # its file may be as large
         size_after=lambda item: len(item[1]),
     )  # fmt: skip
+    with closing(rows) as made:  # type: ignore[type-var]  # a generator
+        for row, file in made:
+            if isinstance(file, bytes):
+                yield row, file
+            else:
+                totals.problems.add(f"{shard_id}: key {row.key!r}: {file}")
 
 
 def image_file(pixels: np.ndarray, form: str) -> bytes:
-    """uint8 [3, H, W] as a PNG or JPEG file."""
+    """uint8 [3, H, W] as a PNG or JPEG file.
+
+    Raises:
+        Unwritable: the format has no room for it.
+    """
     sink, image = io.BytesIO(), Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    if form == "jpeg":
-        image.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    else:
-        image.save(sink, "PNG")
+    try:
+        if form == "jpeg":
+            image.save(sink, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        else:
+            image.save(sink, "PNG")
+    except (OSError, ValueError, OverflowError) as error:
+        way_out = "; --format png holds it" if form == "jpeg" else ""
+        size = f"{pixels.shape[2]} x {pixels.shape[1]}"
+        raise Unwritable(f"{size} pixels cannot be written as {form}: {error}{way_out}") from error
     return sink.getvalue()
-
-
-def text(totals: Totals) -> str:
-    """The final text."""
-    bad = ", ".join(f"{n} {s}" for s, n in sorted(totals.statuses.items())) or "none"
-    lines = [f"{totals.written} images written, {totals.there} were there; rows without: {bad}"]
-    for title, entries in (("no picture", totals.bad), ("problem", totals.problems)):
-        lines += [f"{title}: {entry}" for entry in entries[:SHOWN]]
-        if len(entries) > SHOWN:
-            lines.append(f"{title}: and {len(entries) - SHOWN} more")
-    return "\n".join(lines)

@@ -142,7 +142,7 @@ def _sources(
 def _lost(sample: Sample, plan: Plan, row: Row) -> Iterator[str]:
     """Extensions of the members that the archive does not hold as a whole; the image is the row."""
     image = next((e for e in plan.image_keys if e in sample.members), None)
-    columns = [k for k in plan.kept if not k.path and k.type == "string"]
+    columns = [k for k in plan.kept if k.is_text]
     held = {image, *(k.extension for k in columns if row.kept.get(k.name) is not None)}
     return (e for e in [*sample.members, *sample.unread, *sample.others] if e not in held)
 

@@ -23,7 +23,7 @@ from pipeline.proof.pictures import PIXELS_OF, compare_shard, decode_share
 from pipeline.proof.tables import Sayer, check_shard
 from pipeline.proof.verdict import Verdict
 from pipeline.store import storage
-from pipeline.store.storage import NotFound, StorageError, Store, TransientStorage
+from pipeline.store.storage import AccessDenied, NotFound, StorageError, Store, TransientStorage
 from pipeline.work.replica import Clock, Replica
 from pipeline.work.shard import cost
 
@@ -44,7 +44,8 @@ class Prover:
         """Prove what can be proved; whatever is wrong with the shard is in its verdict.
 
         Raises:
-            pipeline.store.storage.TransientStorage: the storage does not answer.
+            pipeline.store.storage.TransientStorage, AccessDenied: the storage does not answer, or
+                not to us, which says nothing about the shard.
             PlanMismatch: the replica has another model.
         """
         begin, clock = time.perf_counter(), Clock()
@@ -54,15 +55,16 @@ class Prover:
                 f"{store.url(layout.model_name(plan.model))}: was replaced by model "
                 f"{replica.codec.fingerprint[:16]}: put the right weights there"
             )
+        version = table_version(store, spec)  # before the proof: one replaced meanwhile is another
         found, data = check_shard(store, plan, spec, self.sources)
         try:
             self._prove(data, spec, plan, replica, clock, found)
-        except TransientStorage:
+        except (TransientStorage, AccessDenied):
             raise
         except (BadTable, StorageError) as error:
             Sayer(found, spec.shard_id)(str(error))
         body = {"prover": asdict(self), "plan": plan.digest, "spec": asdict(spec),
-                "table": table_version(store, spec), "found": found.to_json()}  # fmt: skip
+                "table": version, "found": found.to_json()}  # fmt: skip
         store.put(record_name(self.run, spec.shard_id), (json.dumps(body) + "\n").encode())
         # Done whatever was found: the archive's own records are not touched.
         facts = Facts({Status.OK.value: found.proved["images"], **found.absent})
@@ -130,7 +132,7 @@ def still_proved(store: Store, plan: Plan, spec: ShardSpec, prover: Prover) -> b
                 storage.open_read(spec.url, source).close()
             if body["table"] == table_version(store, spec):
                 return True
-        except TransientStorage:
+        except (TransientStorage, AccessDenied):
             raise
         except StorageError:
             pass  # gone or replaced: it will be named when the shard is proved again

@@ -17,7 +17,7 @@ from pipeline.plan import Plan, ShardSpec, Status
 from pipeline.proof.tables import Sayer
 from pipeline.proof.verdict import Verdict
 from pipeline.store import storage
-from pipeline.store.storage import StorageError, Store, TransientStorage
+from pipeline.store.storage import AccessDenied, StorageError, Store, TransientStorage
 from pipeline.tars.samples import ShardReader
 from pipeline.work import images
 from pipeline.work.decoder import check_table, decode_table, stream_codes
@@ -55,7 +55,7 @@ def compare_sample(
                 found.proved["bitstreams"] = _decode_streams(data, plan, keys, replica)
             if sources:
                 _compare_shard(data, plan, specs[shard], keys, replica, min_psnr, found)
-        except TransientStorage:
+        except (TransientStorage, AccessDenied):
             raise
         except (BadTable, StorageError) as error:
             found.problems.append(f"{specs[shard].shard_id}: {error}")

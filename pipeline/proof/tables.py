@@ -23,7 +23,7 @@ from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
 from pipeline.proof.verdict import Verdict
 from pipeline.store import storage
-from pipeline.store.storage import NotFound, StorageError, Store, TransientStorage
+from pipeline.store.storage import AccessDenied, NotFound, StorageError, Store, TransientStorage
 from pipeline.work import images
 from pipeline.work.decoder import check_grid, check_table, row_codes
 
@@ -71,7 +71,8 @@ def check_shard(
     """What the tables prove of one shard, and the bytes of the table that it is proved of.
 
     Raises:
-        TransientStorage: the store does not answer, which says nothing about the shard.
+        TransientStorage, AccessDenied: the store does not answer, or not to us, which says nothing
+            about the shard.
     """
     found, data = Verdict(), None
     say = Sayer(found, spec.shard_id)
@@ -84,7 +85,7 @@ def check_shard(
         try:
             storage.open_read(spec.url, storage.ObjectInfo(spec.url, spec.size, spec.etag)).close()
             found.proved["sources"] = 1
-        except TransientStorage:
+        except (TransientStorage, AccessDenied):
             raise
         except StorageError as error:
             say(f"source: {error}")

@@ -223,7 +223,12 @@ def decode_table(
 
 
 def load_replica(store: Store, plan: Plan, device: str) -> Replica:
-    """The archive's own model on a device of this machine.
+    """The archive's own model on a device of this machine; raises as :func:`load_codec`."""
+    return Replica(load_codec(store, plan, device))
+
+
+def load_codec(store: Store, plan: Plan, device: str) -> Codec:
+    """The archive's own model, held against the plan.
 
     Raises:
         CheckpointError: the model object is damaged, or is another model.
@@ -241,4 +246,4 @@ def load_replica(store: Store, plan: Plan, device: str) -> Replica:
             f"{store.url(name)}: has no entropy model, the plan says store {plan.store!r}: "
             "plan.json was edited"
         )
-    return Replica(codec)
+    return codec

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.archive import layout
 from pipeline.plan import (
     Alone,
     Counts,
@@ -25,8 +24,8 @@ from pipeline.plan import (
     ShardSpec,
 )
 from pipeline.store import storage
+from pipeline.work.decoder import load_codec
 from pipeline.work.replica import Replica, resident_bytes
-from pqmim.codec import Codec
 
 # What a replica does with a shard: encoder.encode_shard, or the like of it.
 Work = Callable[[ShardSpec, Plan, storage.Store, Replica, int], ShardResult]
@@ -50,8 +49,7 @@ class Host:
     def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
         torch.set_num_threads(resources.threads)
         self.store, self.plan, self.work = store, plan, work
-        name = layout.model_name(plan.model)
-        codec = Codec.from_bytes(store.get(name), resources.device, name=store.url(name))
+        codec = load_codec(store, plan, resources.device)
         self.replica = Replica(codec, resources.decode_threads, resources.queue_bytes)
 
     def warm_up(self, node: str) -> Ready:

@@ -7,4 +7,5 @@ formats.py   image files to pixels and back                       read_pixels, i
 weights.py   the weights that a file names                        Shelf
 errors.py    one line for a person                                sentence, device_of
 info.py      what a file is                                       info
+jobs.py      the batch jobs by their names                        main, clash
 """

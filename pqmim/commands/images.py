@@ -87,6 +87,7 @@ def decompress(args: argparse.Namespace) -> int:
         formats.format_of(args.output)  # before any work
     fill = rule(args) if args.complete == "draw" else args.complete
     partial = args.partial or args.complete is not None
+    most = container.READ_PIXELS if args.max_pixels is None else args.max_pixels
     jobs, shelf = _jobs(args, ".png"), Shelf(args.weights, args.device)
 
     def one(job: Job, quiet: bool) -> None:
@@ -94,7 +95,7 @@ def decompress(args: argparse.Namespace) -> int:
         stream = container.parse(data)
         codec = shelf.of(stream.model)
         with progress("decompress", stream.height * stream.width, quiet=quiet):
-            pixels = codec.decompress(data, partial=partial, fill=fill)
+            pixels = codec.decompress(data, partial=partial, fill=fill, max_pixels=most)
         job.output.write(formats.image_file(job.output.name, pixels, quiet=args.quiet))
 
     return _make(args, "decompress", jobs, one)

@@ -46,7 +46,10 @@ COMPACT_FIXED = struct.Struct("<2sB3s")
 COMPACT_CHECKSUM = struct.Struct("<H")
 COMPACT_BYTES = COMPACT_FIXED.size + COMPACT_CHECKSUM.size  # before the numbers
 MAX_SIDE = 2**16 - 1
-MAX_PIXELS = 2**28  # what a reader accepts unless told otherwise
+MAX_PIXELS = 2**28  # of a file that can be written
+READ_PIXELS = (
+    2**26
+)  # what a reader accepts unless told otherwise: a file of 18 bytes can ask for it
 SLOT_BITS, HALVING_BIT = 6, 5
 NUMBER_BYTES = 7  # of a number in version 2, at most
 
@@ -262,7 +265,8 @@ def check(
         )
     if stream.height * stream.width > max_pixels:
         raise BitstreamError(
-            f"{stream.height} x {stream.width} pixels are more than max_pixels = {max_pixels}"
+            f"{stream.height} x {stream.width} pixels are more than max_pixels = {max_pixels}, and "
+            "take memory for all of them: raise it (--max-pixels) for a file that you trust"
         )
     if stream.quality > subcodes:
         raise BitstreamError(f"quality {stream.quality}, but the model has {subcodes} sub-codes")

@@ -24,7 +24,7 @@ from pqmim.coding.range_coder import PayloadError
 from pqmim.completion import filling
 from pqmim.completion.filling import Fill
 from pqmim.files import container
-from pqmim.files.container import COMPACT, MAX_PIXELS, BitstreamError, Stream
+from pqmim.files.container import COMPACT, READ_PIXELS, BitstreamError, Stream
 from pqmim.tokenizer import Tokenizer
 
 Codes = NDArray[np.uint8]  # [h, w, m]
@@ -136,7 +136,7 @@ def decompress(
     *,
     partial: bool = False,
     fill: Fill | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = READ_PIXELS,
 ) -> Tensor:
     """A ``.pqm`` file -> uint8 [3,H,W].
 
@@ -182,7 +182,7 @@ def _decode_cut(codec: Tokenizer, stream: Stream) -> tuple[Codes, int]:
 
 
 def decompress_batch(
-    codec: Tokenizer, files: Sequence[bytes], *, max_pixels: int = MAX_PIXELS
+    codec: Tokenizer, files: Sequence[bytes], *, max_pixels: int = READ_PIXELS
 ) -> list[Tensor]:
     """``.pqm`` files of any sizes and qualities -> uint8 [3,H,W] each; all or none.
 
@@ -203,7 +203,7 @@ def decompress_batch(
     return [image for image in images if image is not None]
 
 
-def decompress_codes(codec: Tokenizer, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Codes:
+def decompress_codes(codec: Tokenizer, data: bytes, *, max_pixels: int = READ_PIXELS) -> Codes:
     """A whole ``.pqm`` file -> its codes uint8 [h,w,m]; errors as :func:`decompress`."""
     return decode_alike(codec, [parse(codec, data, max_pixels)])[0]
 

@@ -7,6 +7,7 @@ sees the batches that the interrupted one would have seen.
 
 from __future__ import annotations
 
+import logging
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from pqmim.pictures.picture import BadPicture
 from pqmim.pictures.read import read
 
+log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SCALE_RANGE = (0.6, 1.5)  # of half the crops; the other half are one to one
 
@@ -33,17 +35,54 @@ def load_images(shards: list[Path]) -> list[Tensor]:
     """
     images = []
     for shard in shards:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if member.name.lower().endswith(IMAGE_SUFFIXES):
-                    data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                    try:
-                        images.append(read(data).tensor())
-                    except BadPicture as error:
-                        raise ValueError(f"{shard}: {member.name}: {error}") from error
+        for name, data in members(shard):
+            try:
+                images.append(read(data).tensor())
+            except BadPicture as error:
+                raise ValueError(f"{shard}: {name}: {error}") from error
     if not images:
         raise ValueError(f"no {'/'.join(IMAGE_SUFFIXES)} member in {[str(s) for s in shards]}")
     return images
+
+
+def members(shard: Path) -> Iterator[tuple[str, bytes]]:
+    """The image members of a tar, by name; what is damaged is left out, and said.
+
+    Python's tarfile takes the first bad header for the end of the tar.  Told to ignore it, it goes
+    on at the next block that is a header, as the encoding job does at any byte.
+    """
+    with tarfile.open(shard, ignore_zeros=True) as tar:
+        expected = 0
+        for member in _headers(tar):
+            if member.offset > expected:
+                cause = f"no header at byte {expected}, {member.offset - expected} bytes left out"
+                log.warning("%s: damaged: %s", shard, cause)
+            expected = tar.offset
+            if not member.name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            try:
+                file = tar.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read()
+            except (tarfile.TarError, KeyError) as error:  # cut off; a link to nothing
+                log.warning("%s: damaged: %s left out: %s", shard, member.name, error)
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members; after an extended header without its member, those behind it."""
+    while True:
+        try:
+            member = tar.next()
+        except tarfile.ReadError:
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if not tar.fileobj.read(1):
+                return  # cut off; the member before it has said so
+            tar.offset += tarfile.BLOCKSIZE
+            continue
+        if member is None:
+            return
+        yield member
 
 
 def center_crops(images: list[Tensor], size: int, count: int) -> Tensor:

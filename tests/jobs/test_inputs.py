@@ -14,10 +14,15 @@ import pytest
 from safetensors.torch import load, save
 
 from jobs import common, encode, verify
+from jobs.common import work
 from pipeline.archive import layout, table
 from pipeline.archive.table import Row
-from pipeline.plan import SECOND_FIELDS, Plan, ShardSpec, listing_digest
-from pipeline.store.storage import Store
+from pipeline.plan import SECOND_FIELDS, Plan, Resources, ShardSpec, listing_digest
+from pipeline.store.storage import Store, TransientStorage
+from pipeline.work import replica
+from pipeline.work.encoder import encode_shard
+from pipeline.work.host import Host
+from pqmim import checkpoint
 from pqmim.codec import Codec
 from tests.corpus import jpeg, make_tar
 from tests.models import tiny_bytes
@@ -250,6 +255,47 @@ def metadata(weights: bytes) -> dict[str, str]:
     """What a weights file says beside its tensors."""
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     return header["__metadata__"]
+
+
+def test_a_replica_holds_its_model_against_the_plan(model, tmp_path):
+    shard(tmp_path / "in/a.tar")
+    assert run(model, tmp_path / "in", tmp_path / "out") == common.OK
+    store = Store(str(tmp_path / "out"))
+    plan = layout.read_plan(store)
+    store.put(layout.model_name(plan.model), tiny_bytes(codewords=8))
+    with pytest.raises(checkpoint.CheckpointError, match="holds model .* the plan says"):
+        Host(store, plan, Resources(), encode_shard)
+
+
+@pytest.mark.parametrize("flag", ["--resize", "--crop", "--min-side", "--max-pixels"])
+def test_sizes_of_nothing_are_refused(flag, model, tmp_path, capsys):
+    shard(tmp_path / "in/a.tar")
+    assert run(model, tmp_path / "in", tmp_path / "out", flag, "0") == common.USAGE
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_store_that_is_dead_at_the_end_does_not_hide_how_the_run_ended(
+    model, tmp_path, monkeypatch, caplog
+):
+    def dead(*_: object) -> None:
+        raise TransientStorage("no answer")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    shard(tmp_path / "in/a.tar")
+    monkeypatch.setattr(work.report, "save", dead)
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "drive", interrupted)
+        assert run(model, tmp_path / "in", tmp_path / "out") == common.INTERRUPTED
+    assert "could not be kept: no answer" in caplog.text
+    assert run(model, tmp_path / "in", tmp_path / "out") == common.OK
+
+
+def test_the_peak_of_memory_is_in_the_units_of_the_system(monkeypatch):
+    linux = replica.peak_bytes()
+    monkeypatch.setattr(replica.sys, "platform", "darwin")
+    assert linux > 10 << 20 and replica.peak_bytes() <= linux // 1000
 
 
 def test_two_shards_of_one_name_are_refused(model, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,22 @@ def test_a_wrong_model_stops_the_gate_and_tables_are_still_checked(
     text = capsys.readouterr().out
     assert text.splitlines()[-1].startswith("DO NOT DELETE: model: ")
     assert f"problem: {archive.specs[1].shard_id}: a table without ledger entry" in text
+
+
+def test_a_plan_that_is_replaced_meanwhile_withholds_the_verdict(
+    archive: Archive, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = replicas.drive
+
+    def replace_plan(*arguments: Any) -> None:
+        drive(*arguments)
+        other = replace(archive.plan, min_side=archive.plan.min_side + 1)
+        archive.store.put(layout.PLAN, other.to_json())
+
+    monkeypatch.setattr(jobs_work, "drive", replace_plan)
+    assert run(archive, *GATE, "--accept-failed-images") == common.INCOMPLETE
+    verdict = newest(archive)[0]["verdict"]
+    assert verdict.startswith("DO NOT DELETE: plan.json: was replaced")
 
 
 def test_the_quick_check_has_lines_as_well_and_never_says_safe(

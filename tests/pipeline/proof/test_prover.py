@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.archive import commit, table
+from pipeline.archive import commit, layout, table
 from pipeline.archive.table import Row
 from pipeline.plan import Status
-from pipeline.proof import pictures, prover, tables
+from pipeline.proof import pictures, prover, sampled, tables
 from pipeline.proof.prover import Prover
 from pipeline.proof.verdict import Quality, Report, Verdict
 from pipeline.store import storage
-from pipeline.store.storage import Store, TransientStorage
+from pipeline.store.storage import AccessDenied, Store, TransientStorage
 from pipeline.work import images
 from pqmim import checkpoint
 from tests.archives import Archive, committed, encoded, shard
@@ -461,6 +461,58 @@ def test_a_store_that_does_not_answer_is_no_verdict(archive: Archive) -> None:
     with pytest.raises(TransientStorage):
         work(archive.specs[0], archive.plan, Silent(archive.store.root), archive.replica)
     assert prover.read_record(archive.store, archive.plan, archive.specs[0], work) is None
+
+
+@pytest.mark.parametrize("place", ["codes/", "ledger/", "source"])
+def test_what_may_not_be_read_stops_and_is_held_against_no_shard(
+    place: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expired credentials say nothing about a shard: a verdict of theirs would be kept for good."""
+
+    class Locked(Store):
+        def get(self, name: str) -> bytes:
+            if name.startswith(place):
+                raise AccessDenied(f"{name}: not permitted")
+            return super().get(name)
+
+    def locked(url: str, info: object = None) -> storage.Reader:
+        raise AccessDenied(f"{url}: not permitted")
+
+    prove(archive)
+    before = prover.Prover("test", True, 1.0, True, 0.0)
+    spec, work = archive.specs[0], prover.Prover("again", True, 1.0, True, 0.0)
+    if place == "source":
+        monkeypatch.setattr(storage, "open_read", locked)
+        with pytest.raises(AccessDenied):
+            prover.still_proved(archive.store, archive.plan, spec, before)
+        with pytest.raises(AccessDenied):
+            list(tables.check_tables(archive.store, archive.plan, archive.specs, True, 2))
+        with pytest.raises(AccessDenied):
+            arguments = archive.store, archive.plan, archive.specs, {0: [0]}, archive.replica
+            list(sampled.compare_sample(*arguments, 0.0))
+    with pytest.raises(AccessDenied):
+        work(spec, archive.plan, Locked(archive.store.root), archive.replica)
+    assert prover.read_record(archive.store, archive.plan, spec, work) is None
+    assert prover.read_record(archive.store, archive.plan, spec, before) is not None
+
+
+def test_a_table_that_is_replaced_during_its_proof_is_proved_again(archive: Archive) -> None:
+    spec, path = archive.specs[0], archive.table(0)
+
+    class Replaced(Store):
+        """Hands the table out, and then it is another one."""
+
+        def get(self, name: str) -> bytes:
+            data = super().get(name)
+            if name == layout.table_name(spec.shard_id):
+                path.write_bytes(data[:-1])
+            return data
+
+    work = Prover("test", True, 1.0, True, 0.0)
+    work(spec, archive.plan, Replaced(archive.store.root), archive.replica)
+    found = prover.read_record(archive.store, archive.plan, spec, work)
+    assert found is not None and not found.problems  # of the bytes that it saw
+    assert not prover.still_proved(archive.store, archive.plan, spec, work)
 
 
 def test_a_verdict_survives_json_and_totals_stay_small() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
@@ -21,6 +22,7 @@ from pqmim import cli
 from pqmim.cli import main
 from pqmim.commands import errors, formats
 from pqmim.commands.files import FileError
+from pqmim.files import container
 from tests.code_archives import make
 from tests.models import tiny_bytes
 
@@ -246,3 +248,18 @@ def test_info_says_what_is_wrong(folder, capsys, name, says):
     Path("bad/plan.json").write_text("[1, 2")
     assert main(["info", name]) == 2
     assert says in one_line(capsys)
+
+
+def test_a_small_file_that_asks_for_very_many_pixels_is_refused_unless_told_otherwise(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = container.parse(Path("in.pqm").read_bytes())
+    vast = container.pack(dataclasses.replace(stream, height=1 << 14, width=1 << 14), b"")
+    Path("vast.pqm").write_bytes(vast)
+    assert main(["decompress", "vast.pqm", "out.png", "--weights", "w"]) == 2
+    error = one_line(capsys)
+    assert "16384 x 16384 pixels are more than max_pixels = 67108864" in error
+    assert "--max-pixels" in error and not Path("out.png").exists()
+    small = ["decompress", "in.pqm", "out.png", "--weights", "w", "--max-pixels"]
+    assert main([*small, str(24 * 33 - 1)]) == 2 and "--max-pixels" in one_line(capsys)
+    assert main([*small, str(24 * 33)]) == 0
