@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pqmim import arrays, checkpoint
-from pqmim.autoencoder.network import PQVAE, channels_last, to_float, to_uint8
+from pqmim import arrays, checkpoint, tiles
+from pqmim.autoencoder.network import PQVAE, channels_last
 from pqmim.autoencoder.padding import reflect_pad
 from pqmim.coding import payloads as streams
 from pqmim.coding import schedule, search
@@ -153,7 +153,7 @@ class Tokenizer:
             ValueError: another type or shape (:mod:`pqmim.arrays`), or a quality outside 1..M.
         """
         padded, quality = self._padded(pixels, quality)
-        return self.model.encode(padded, quality).to(self.code_dtype)
+        return tiles.encode(self.model, padded, quality).to(self.code_dtype)
 
     @plainly
     def search(
@@ -182,7 +182,7 @@ class Tokenizer:
     def latent(self, pixels: arrays.Pictures, quality: int | None = None) -> Tensor:
         """uint8 [B,3,H,W] -> float [B,h,w,quality,d]: what :meth:`search_latent` starts from."""
         padded, quality = self._padded(pixels, quality)
-        latent = self.model.encoder(to_float(padded)).permute(0, 2, 3, 1)
+        latent = tiles.latent(self.model, padded).permute(0, 2, 3, 1)
         shape = (*latent.shape[:3], self.config.subcodes, self.config.subcode_dims)
         return latent.reshape(shape)[..., :quality, :]
 
@@ -222,7 +222,7 @@ class Tokenizer:
         self.check_codes(codes, height, width)
         codes = codes.to(self.device, torch.int64)
         if known is None:
-            return self.model.decode(codes)[..., :height, :width].contiguous()
+            return tiles.decode(self.model, codes)[..., :height, :width].contiguous()
         known = arrays.mask(known)
         if known.shape != codes.shape:
             shapes = f"{tuple(codes.shape)} as the codes, not {tuple(known.shape)}"
@@ -241,7 +241,7 @@ class Tokenizer:
         there = there.repeat_interleave(self.config.subcode_dims, 1)
         sent = there.shape[1]
         latent[:, :sent] = torch.where(there, latent[:, :sent], other.to(latent))
-        return to_uint8(self.model.decoder(latent))[..., :height, :width].contiguous()
+        return tiles.decode_latent(self.model, latent)[..., :height, :width].contiguous()
 
     def check_codes(self, codes: Tensor, height: int, width: int) -> None:
         """Raises ValueError for codes that cannot be of such an image or such a model."""

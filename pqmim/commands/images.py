@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pqmim import tiles
 from pqmim.codec import Codec
 from pqmim.coding import payloads, schedule
 from pqmim.commands import files, formats, many
@@ -128,10 +129,20 @@ def _make(
 
 @contextmanager
 def progress(what: str, pixels: int, *, quiet: bool) -> Iterator[None]:
-    """Show which stage the work in the block is at, if there are many pixels."""
+    """Show how far the work in the block is, if there are many pixels: the transform's windows are
+    a third of it, first when compressing and last when decompressing, the stages the rest."""
     meter = Meter(what, 1.0, quiet=quiet or pixels < LARGE)
+    starts = {"windows": 0.0, "stages": 1 / 3} if what == "compress" else {"stages": 0.0}
+    starts.setdefault("windows", 2 / 3)
+
+    def window(done: int, count: int) -> None:
+        meter.show(starts["windows"] + done / count / 3, f"window {done + 1} of {count}")
+
+    def stage(done: int, count: int) -> None:
+        meter.show(starts["stages"] + done / count * 2 / 3, f"stage {done + 1} of {count}")
+
     try:
-        with payloads.watched(lambda stage, stages: meter.show(stage / stages, f"stage {stage}")):
+        with tiles.watched(window), payloads.watched(stage):
             yield
     finally:
         meter.close()
