@@ -6,7 +6,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ok
 
-.PHONY: help setup demo test test-long test-s3 chaos lint fuzz bench bench-rd bench-dataset clean
+.PHONY: help setup demo test test-long test-s3 chaos lint fuzz bench bench-rd bench-dataset bench-peers clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-rd: $(STAMP)  ## rate-distortion beside JPEG, WebP, AVIF, JXL and publishe
 
 bench-dataset: $(STAMP)  ## reading codes for training, beside the usual layouts
 	@$(PY) -m benchmarks.dataset
+
+bench-peers: $(STAMP)  ## our job beside Ray Data, Daft, a clip-retrieval-style loop, a LlamaGen-style script
+	@$(PY) -m benchmarks.peers
 
 clean:  ## remove the environment and everything that was produced
 	rm -rf $(VENV) demo .run build *.egg-info
