@@ -131,7 +131,7 @@ def compare(place: Place, best: dict[str, str], args: argparse.Namespace) -> Non
     print("\n| peer | flags | images/s | CPU s a 1,000 | peak MiB | start s |")
     print("|---|---|---|---|---|---|")
     for (peer, flags), runs in found.items():
-        speed = [args.images / run.seconds for run in runs]
+        speed = [args.images / max(run.seconds, 1e-9) for run in runs if run.code == 0] or [0.0]
         cpu = statistics.median(1000 * run.cpu_s / args.images for run in runs)
         peak, start = (
             statistics.median(getattr(r, f) for r in runs) for f in ("peak_mib", "start_s")
