@@ -163,9 +163,11 @@ def test_a_real_ray_encodes_on_what_the_script_starts(
     for name in ("jobs", "pipeline", "pqmim"):
         (checkout / name).symlink_to(ROOT / name)
     port = free_ports(4)
+    shards = tmp_path / "shards"
+    shards.mkdir()
     for number in range(2):
         tar = make_tar([("a.jpg", jpeg(64, 64)), ("b.jpg", jpeg(64, 64))])
-        (tmp_path / f"{number}.tar").write_bytes(tar)
+        (shards / f"{number}.tar").write_bytes(tar)
     (tmp_path / "tiny.safetensors").write_bytes(tiny_bytes())
     loopback = f"--node-ip-address=127.0.0.2 --include-dashboard=false --temp-dir={short.name}"
     loopback += f" --port={port} --dashboard-agent-listen-port={port + 1}"
@@ -177,7 +179,7 @@ def test_a_real_ray_encodes_on_what_the_script_starts(
         f'exec {real} "${{@/127.0.0.2:20007/127.0.0.2:{port}}}"',
     })  # fmt: skip
     text = TEXT.replace("20000 + SLURM_JOB_ID % 10000", str(port))
-    arguments = ["--input", str(tmp_path), "--output", str(tmp_path / "archive"), "--device",
+    arguments = ["--input", str(shards), "--output", str(tmp_path / "archive"), "--device",
                  "cpu", "--weights", str(tmp_path / "tiny.safetensors"), "--store", "codes",
                  "--quality", "3", "--gpus-per-replica", "0"]  # fmt: skip
     variables = {"SLURM_NNODES": "1", "SLURMD_NODENAME": "127.0.0.2", "SLURM_GPUS_ON_NODE": "1"}
