@@ -14,9 +14,11 @@ from pipeline.plan import Plan, Status
 NOTED = "noted"
 _WORDS = {  # kind -> one, many
     "icc": ("profile {icc}", "profiles {icc}"),
+    "colour": ("colour space taken as sRGB", "colour spaces taken as sRGB"),
     "bits": ("image's bits beyond 8", "images' bits beyond 8"),
     "alpha": ("transparency (over white)", "transparencies (over white)"),
     "frames": ("animation's other frames", "animations' other frames"),
+    "video": ("motion photo's video", "motion photos' videos"),
     "gain_map": ("gain map", "gain maps"),
     "rotated": ("orientation (turned upright)", "orientations (turned upright)"),
     NOTED: ("image whose pixels may be wrong (its row says why)",

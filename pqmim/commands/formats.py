@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 OTHER_PICTURES = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"}
 LOSSES = {
     "alpha": "transparency, laid over white", "icc": "its colour profile, converted to sRGB",
-    "gain_map": "its gain map",
+    "gain_map": "its gain map", "video": "its video",
 }  # fmt: skip
 
 
@@ -66,6 +66,8 @@ def _loss(what: str) -> str:
         return f"the last of {count} bits a sample"
     if kind == "frames":
         return f"all but the first of {count} pictures"
+    if kind == "colour":
+        return f"its colour space ({count}), taken as sRGB"
     return LOSSES.get(kind, "")
 
 

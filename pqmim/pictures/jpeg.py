@@ -29,8 +29,15 @@ import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
-from pqmim.pictures import colour, ifd
-from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size
+from pqmim.pictures import colour, ifd, scans
+from pqmim.pictures.picture import (
+    PILLOW_ERRORS,
+    BadPicture,
+    Decoded,
+    Rules,
+    check_size,
+    doubt,
+)
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
@@ -40,6 +47,7 @@ _AT_END = re.compile("extraneous bytes before marker 0xd9")
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _SCAN_ENDS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _GAIN_MAP = re.compile(rb"hdrgm:|hdrgainmap|iso:ts:21496", re.IGNORECASE)
+ADOBE_RGB = b"R03\0"  # of EXIF's interoperability: a camera's other colour space
 _THUMBNAIL = 0x010000  # class of MPF pictures that are smaller copies of the first
 _HEAD = 1 << 16  # bytes of a second picture in which its metadata are
 
@@ -58,6 +66,8 @@ class Header:
     icc: dict[int, bytes] = field(default_factory=dict)  # parts by number
     icc_parts: int = 0
     gain_map: bool = False
+    frame: int = 0  # place of the frame header's marker
+    scan: int = 0  # and of the first scan's
 
 
 class Segment(NamedTuple):
@@ -90,11 +100,13 @@ def read_header(data: bytes) -> Header:
     while (segment := next_segment(data, at)) is not None:
         marker, body, at = segment.marker, segment.body, segment.end
         if marker in (SOS, EOI):
+            header.scan = segment.start
             break
         if marker in FRAMES and not header.components and at - body >= 6:
             header.height = int.from_bytes(data[body + 1 : body + 3], "big")
             header.width = int.from_bytes(data[body + 3 : body + 5], "big")
             header.components = data[body + 5] if body + 5 < len(data) else 0
+            header.frame = segment.start
         elif marker in (0xE1, 0xE2):
             _application(data, segment, header)
     return header
@@ -130,13 +142,19 @@ def decode(data: bytes, rules: Rules) -> Decoded:
     pixels, notes = _decode_strictly(data, mode, rules)
     if pixels.shape[:2] != (header.height, header.width):
         raise BadPicture("JPEG: two frame headers that do not agree")
+    if said := scans.unsent(data, header.frame, header.scan):
+        raise BadPicture(f"JPEG: {said}")
     if mode == "CMYK":  # Adobe's convention, which all CMYK JPEG follows: 255 is no ink
         np.subtract(255, pixels, out=pixels)
     profile, problem = _profile(header)
-    pixels, dropped, said = colour.to_srgb(pixels, mode, profile, rules)
+    if profile and header.components == 1:
+        pixels, mode = pixels[..., 0], "L"  # a profile of grey says nothing of three channels
+    pixels, dropped, of_profile = colour.to_srgb(pixels, mode, profile, rules)
+    if not header.icc and ADOBE_RGB in header.exif:
+        dropped += ("colour:adobe-rgb",)
     dropped += _others(data, header)
     turn = ifd.orientation(header.exif, header.xmp) if header.exif or header.xmp else 1
-    return Decoded(pixels, dropped, (*notes, *problem, *said), turn)
+    return Decoded(pixels, dropped, (*notes, *problem, *of_profile), turn)
 
 
 def strict(data: bytes, mode: str = "RGB") -> np.ndarray:
@@ -171,9 +189,7 @@ def _decode_strictly(data: bytes, mode: str, rules: Rules) -> tuple[np.ndarray, 
     unheard = "subsampling" in said
     if not unheard and not _AT_END.search(said):
         raise BadPicture(f"JPEG: {said}")
-    note = f"JPEG: {UNHEARD if unheard else said}: some pixels may be wrong"
-    if rules.strict:
-        raise BadPicture(f"{note}; refused by --strict-images")
+    note = doubt(f"JPEG: {UNHEARD if unheard else said}", rules)
     return _by_pillow(lean, mode) if unheard else _leniently(lean, mode), (note,)
 
 
@@ -247,11 +263,11 @@ def _profile(header: Header) -> tuple[bytes | None, tuple[str, ...]]:
 
 
 def _others(data: bytes, header: Header) -> tuple[str, ...]:
-    """Second pictures of the file: gain maps, and what a multi-picture index (MPF) lists."""
-    if not header.mpf:
-        return ("gain_map",) if header.gain_map else ()
+    """Second pictures of the file: gain maps, what a multi-picture index (MPF) lists, and what
+    stands behind the end of the first."""
+    another, video = scans.behind(data, data.find(scans.EOI, header.scan) + 2)
     gain_map, pictures = header.gain_map, 1
-    directory = next(ifd.directories(header.mpf), {})
+    directory = next(ifd.directories(header.mpf), {}) if header.mpf else {}
     entries = directory.get(0xB002, ("", b""))[1]
     order = "little" if header.mpf.startswith(b"II") else "big"
     for at in range(16, len(entries) - 15, 16):  # after the first, which is this one
@@ -262,5 +278,7 @@ def _others(data: bytes, header: Header) -> tuple[str, ...]:
             gain_map = True
         elif kind & 0xFF0000 != _THUMBNAIL:
             pictures += 1
-    frames = (f"frames:{pictures}",) if pictures > 1 and not header.gain_map else ()
-    return (*frames, *(("gain_map",) if gain_map else ()))
+    if another and not entries and not gain_map:
+        pictures = 2
+    found = (f"frames:{pictures}",) if pictures > 1 and not header.gain_map else ()
+    return (*found, *(("gain_map",) if gain_map else ()), *(("video",) if video else ()))

@@ -14,6 +14,7 @@ from PIL import Image
 PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
     *(IndexError, KeyError, TypeError, OverflowError, RuntimeError, ZeroDivisionError),
+    *(AssertionError, AttributeError),
 )
 DECODE_ERROR, TOO_LARGE, TOO_SMALL = "decode_error", "too_large", "too_small"
 
@@ -41,8 +42,9 @@ class Picture:
     """One decoded image.
 
     ``dropped`` names what the file had and the pixels do not hold: ``icc`` (a profile that is not
-    sRGB), ``bits:N`` (N > 8 bits a sample), ``alpha`` (composited over white), ``frames:N`` (the
-    first of N pictures), ``gain_map``, ``rotated`` (turned or mirrored upright).
+    sRGB, or colour declared by numbers), ``colour:X`` (colour of kind X, taken as sRGB), ``bits:N``
+    (N > 8 bits a sample), ``alpha`` (composited over white), ``frames:N`` (the first of N
+    pictures), ``video`` (a motion photo's), ``gain_map``, ``rotated`` (turned or mirrored upright).
     """
 
     pixels: np.ndarray  # [3, H, W] uint8, sRGB, upright; a view, mostly of interleaved memory
@@ -84,3 +86,15 @@ def check_size(width: int, height: int, rules: Rules) -> None:
     if min(width, height) < rules.min_side:
         message = f"{width} x {height}: the shorter side is below {rules.min_side} pixels"
         raise BadPicture(message, TOO_SMALL)
+
+
+def doubt(said: str, rules: Rules) -> str:
+    """A note that some pixels may be wrong.
+
+    Raises:
+        BadPicture: the rules refuse such pictures.
+    """
+    note = f"{said}: some pixels may be wrong"
+    if rules.strict:
+        raise BadPicture(f"{note}; refused by --strict-images")
+    return note

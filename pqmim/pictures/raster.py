@@ -10,11 +10,10 @@ byte; samples without a white level (signed, 32 bits, floats) are refused.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,49 +31,55 @@ from PIL import (
 )
 
 from pqmim.pictures import colour, ifd, png, tiff
-from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size
+from pqmim.pictures.facts import Facts, facts_of, png_facts
+from pqmim.pictures.picture import (
+    PILLOW_ERRORS,
+    BadPicture,
+    Decoded,
+    Rules,
+    check_size,
+    doubt,
+)
 
 PLUGINS = (
     PngImagePlugin, WebPImagePlugin, GifImagePlugin, BmpImagePlugin, TiffImagePlugin,
     Jpeg2KImagePlugin, AvifImagePlugin, PpmImagePlugin,
 )  # fmt: skip  # each registers what it opens
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
+OTHERS = tuple(
+    (re.compile(pattern, re.DOTALL), name)
+    for pattern, name in (
+        (rb".{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"), (rb".{4}ftyp", "a video"),
+        (rb"\xff\x0a|.{4}JXL ", "JPEG XL"), (rb"II\xbc", "JPEG XR"), (rb"8BPS", "PSD"),
+        (rb"%PDF", "PDF"), (rb"%!PS", "PostScript"), (rb"\s*<(!DOCTYPE )?html", "a web page"),
+        (rb"\s*<(\?xml[^>]*>\s*)?(<!--.*-->\s*)?<?svg", "SVG"), (rb"\0\0[\x01\x02]\0", "ICO"),
+        (rb"P7\n", "PAM"), (rb"P[fF]\s", "PFM"), (rb"qoif", "QOI"), (rb"v/1\x01", "OpenEXR"),
+    )
+)  # fmt: skip
 TIFF = tuple(TiffImagePlugin.PREFIXES)  # BigTIFF too
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a format's header says beyond what Pillow keeps."""
-
-    bits: int = 8  # a sample
-    frames: int = 1
-    gain_map: bool = False
-    inverted: bool = False  # 0 is white, and Pillow has not seen to it
-    white: int = 255  # the sample that is white, where Pillow does not scale
-    transparent: int | None = None  # a level of grey, in samples as Pillow gives them
-    icc: bytes = b""
-    orientation: int = 1
-    notes: tuple[str, ...] = ()
 
 
 def decode(data: bytes, rules: Rules) -> Decoded:
     """Raises:
     BadPicture: a status for its size, or why its pixels cannot be stood by.
     """
-    facts = layout = None
+    facts = layout = parts = None
     try:
         if data.startswith(png.SIGNATURE):
             parts = png.read(data)
-            data, facts = parts.lean, _png_facts(parts)
-        layout = tiff.read(data) if data.startswith(TIFF) else None
+            data, facts = parts.lean, png_facts(parts)
+        layout = tiff.read(data, rules) if data.startswith(TIFF) else None
         with open_(data) as image:
             check_size(image.width, image.height, rules)
             if layout is not None:
                 image.seek(layout.page)
                 check_size(image.width, image.height, rules)
                 tiff.check_jpeg(layout, data, rules)
-            facts = facts or _facts(image, data, layout)
+            facts = facts or facts_of(image, data, layout)
+            colours = _colours(image)
             image.load()
+            notes = _checked(image, parts, colours, rules)
+            facts = replace(facts, notes=(*facts.notes, *notes))
             return _pixels(image, facts, rules)
     except BadPicture:
         raise
@@ -101,6 +106,27 @@ def of_pillow(image: Image.Image, rules: Rules) -> Decoded:
         raise
     except PILLOW_ERRORS as error:
         raise BadPicture(f"{type(error).__name__}: {error}") from error
+
+
+def _checked(image: Any, parts: png.Facts | None, colours: int, rules: Rules) -> tuple[str, ...]:
+    """What Pillow says nothing of, once it has loaded a picture.
+
+    Raises:
+        BadPicture: a PNG whose pixels end early.
+    """
+    if parts is not None:
+        last = image.crop((0, image.height - 1, image.width, image.height))
+        png.check_rows(parts, not np.any(np.asarray(last)))
+    if 0 <= colours <= image.getextrema()[1]:
+        return (doubt(f"{image.format}: pixels of a colour beyond its palette", rules),)
+    return ()
+
+
+def _colours(image: Any) -> int:
+    """Colours of the palette of a picture that has one; else -1."""
+    if image.mode != "P" or image.palette is None:
+        return -1
+    return len(image.palette.palette) // (4 if image.palette.rawmode == "BGRX" else 3)
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -132,78 +158,17 @@ def open_(data: bytes) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(data[:16].ljust(16, b"\0")) is True:
             return factory(io.BytesIO(data), "")
-    raise BadPicture(f"no known image format, or a damaged header; begins with {data[:16]!r}")
-
-
-def _png_facts(parts: png.Facts) -> Facts:
-    scale = {1: 255, 2: 85, 4: 17}.get(parts.depth, 1)  # Pillow gives samples of 8 or 16 bits
-    return Facts(
-        bits=parts.depth, frames=parts.frames, icc=parts.icc, notes=parts.notes,
-        transparent=None if parts.transparent is None else parts.transparent * scale,
-        white=65535 if parts.depth == 16 else 255,
-        orientation=ifd.orientation(parts.exif, parts.xmp),
-    )  # fmt: skip
-
-
-def _facts(image: Any, data: bytes, layout: tiff.Layout | None) -> Facts:
-    """Of the formats other than PNG; nothing here may cost the picture."""
-    info = image.info
-    xmp = info.get("xmp") or b""
-    facts = Facts(icc=info.get("icc_profile") or b"")
-    if layout is not None:
-        return replace(
-            facts, bits=layout.bits, frames=layout.pages, inverted=layout.inverted,
-            white=(1 << layout.bits) - 1, orientation=layout.orientation,
-        )  # fmt: skip
-    facts = replace(facts, frames=_frames(image, data))
-    if image.format == "JPEG2000":
-        bits = _jpeg2000_bits(data)
-        return replace(facts, bits=bits, white=((1 << bits) - 1) << max(0, 16 - bits))
-    if image.format == "PPM":
-        white = _pnm_white(data)
-        return replace(facts, bits=max(8, white.bit_length()), white=65535)
-    exif = info.get("exif") or b""
-    facts = replace(facts, orientation=ifd.orientation(exif, xmp))
-    if image.format == "AVIF":
-        at = data.find(b"av1C")
-        depth = data[at + 6] if 0 <= at < len(data) - 6 else 0
-        bits = 8 if not depth & 0x40 else 12 if depth & 0x20 else 10
-        return replace(facts, bits=bits, gain_map=b"tmap" in data[8:64])
-    return facts
-
-
-def _frames(image: Any, data: bytes) -> int:
-    if image.format != "GIF":
-        return int(getattr(image, "n_frames", 1))
-    # Counting walks through the frames and may end anywhere: not in the picture that is loaded.
-    with contextlib.suppress(*PILLOW_ERRORS), open_(data) as other:
-        return int(getattr(other, "n_frames", 1))
-    return 1
-
-
-def _pnm_white(data: bytes) -> int:
-    """The sample that is white, the third number of the header; bitmaps (P1, P4) have none."""
-    header = re.sub(rb"#[^\n]*", b"", data[:4096]).split(None, 4)
-    return int(header[3]) if data[1:2] in b"2356" else 255
-
-
-def _jpeg2000_bits(data: bytes) -> int:
-    """From the first component of the SIZ segment.
-
-    Raises:
-        BadPicture: signed, or below 8 bits, which Pillow does not scale.
-    """
-    at = data.find(b"\xff\x4f\xff\x51")
-    depth = data[at + 42] if 0 <= at < len(data) - 42 else 7
-    if depth & 0x80 or depth < 7 or depth > 15:
-        what = "signed samples" if depth & 0x80 else f"{(depth & 0x7F) + 1} bits a sample"
-        raise BadPicture(f"JPEG 2000 with {what} is not converted")
-    return depth + 1
+    named = next((f"{name} is not read; it " for start, name in OTHERS if start.match(data)), "")
+    raise BadPicture(
+        f"{named or 'no known image format, or a damaged header; '}begins with {data[:16]!r}"
+    )
 
 
 def _pixels(image: Any, facts: Facts, rules: Rules) -> Decoded:
     """The loaded picture in 8 bits, over white, in sRGB."""
     samples, mode, alpha = _layers(image, facts)
+    if facts.covered is not None:
+        alpha = _only(facts.covered, samples.shape[:2], alpha)
     pixels, dropped, notes = colour.to_srgb(samples, mode, facts.icc, rules)
     if alpha is not None and int(alpha.min()) < 255:
         pixels, dropped = _over_white(pixels, alpha), (*dropped, "alpha")
@@ -214,9 +179,21 @@ def _pixels(image: Any, facts: Facts, rules: Rules) -> Decoded:
         dropped += (f"frames:{facts.frames}",)
     if facts.gain_map:
         dropped += ("gain_map",)
+    if facts.unconverted:
+        dropped += (f"colour:{facts.unconverted}",)
     if image.format == "TIFF" and turn in range(2, 9):
         dropped, turn = (*dropped, "rotated"), 1  # Pillow has turned it while loading
     return Decoded(pixels, dropped, (*facts.notes, *notes), turn)
+
+
+def _only(
+    box: tuple[int, int, int, int], shape: tuple[int, int], alpha: np.ndarray | None
+) -> np.ndarray:
+    """Alpha [H, W] that is 0 outside a box, where the first frame has nothing."""
+    left, top, right, bottom = box
+    inside = np.zeros(shape, np.uint8)
+    inside[top:bottom, left:right] = 255 if alpha is None else alpha[top:bottom, left:right]
+    return inside
 
 
 def _over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

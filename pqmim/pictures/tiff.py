@@ -11,23 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pqmim.pictures import ifd, jpeg
-from pqmim.pictures.picture import BadPicture, Rules, check_size
+from pqmim.pictures.picture import BadPicture, Rules, check_size, doubt
 
-SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = (
-    254,
-    255,
-    256,
-    257,
-    258,
-    259,
-    262,
-)
-FILL_ORDER, STRIPS, STRIP_SIZES, TILES, TILE_SIZES = 266, 273, 279, 324, 325
-SAMPLES, PLANAR = 277, 284
-INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 332, 338, 339, 347
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION = 254, 255, 256, 257, 258, 259
+PHOTOMETRIC, FILL_ORDER, STRIPS, SAMPLES, ROWS, STRIP_SIZES = 262, 266, 273, 277, 278, 279
+PLANAR, COLOURS, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES = 284, 320, 322, 323, 324, 325
+INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, CHROMA = 332, 338, 339, 347, 530
 THUMBNAIL, MASK, OLD_THUMBNAIL = 1, 4, 2
 RAW, OLD_JPEG, JPEG = 1, 6, 7
-WHITE_IS_ZERO, CMYK = 0, 5
+FAX = {2, 3, 4}  # compressions of libtiff that go on after damage
+WHITE_IS_ZERO, PALETTE, CMYK, YCBCR = 0, 3, 5, 6
 LAYOUTS = {  # photometric interpretation -> name, bits a sample
     0: ("white-is-zero grey", {1, 2, 4, 8, 16}),
     1: ("grey", {1, 2, 4, 8, 12, 16}),
@@ -36,6 +29,9 @@ LAYOUTS = {  # photometric interpretation -> name, bits a sample
     5: ("CMYK", {8, 16}),
     6: ("YCbCr", {8}),
 }
+
+
+DEFAULT = Rules()
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,10 @@ class Layout:
     inverted: bool  # 0 is white
     orientation: int  # EXIF
     tags: ifd.Directory
+    notes: tuple[str, ...] = ()  # what may be wrong with its pixels
 
 
-def read(data: bytes) -> Layout:
+def read(data: bytes, rules: Rules = DEFAULT) -> Layout:
     """Find the picture, and make sure that Pillow takes it rightly.
 
     Raises:
@@ -70,11 +67,13 @@ def read(data: bytes) -> Layout:
         )
     number, page = pictures[0]
     bits = _check(page)
+    notes = tuple(doubt(f"TIFF: {said}", rules) for said in _doubts(page, bits))
     photometric = ifd.number(page, PHOTOMETRIC)
     return Layout(
         number, len(pictures), ifd.number(page, WIDTH), ifd.number(page, HEIGHT),
         f"{LAYOUTS[photometric][0]} with {bits} bits a sample", bits,
         photometric == WHITE_IS_ZERO, ifd.number(page, ifd.ORIENTATION, 1), page,
+        notes,
     )  # fmt: skip
 
 
@@ -104,7 +103,56 @@ def _check(page: ifd.Directory) -> int:
         raise BadPicture("TIFF of inks other than cyan, magenta, yellow and black")
     if compression == OLD_JPEG:
         raise BadPicture("TIFF with JPEG of the old style (6), which is not decoded strictly")
+    _check_pieces(page, photometric, compression)
     return bits
+
+
+def _check_pieces(page: ifd.Directory, photometric: int, compression: int) -> None:
+    """Raises:
+    BadPicture: strips that are not there, or that Pillow takes for something else.
+    """
+    if photometric == PALETTE and max(ifd.numbers(page, COLOURS), default=0) < 256:
+        raise BadPicture("TIFF of a palette whose colours have 8 bits instead of 16")
+    if photometric == YCBCR and compression == RAW and {*ifd.numbers(page, CHROMA)} != {1}:
+        raise BadPicture(
+            "TIFF of YCbCr with fewer samples of colour, uncompressed, is not converted"
+        )
+    needed = _pieces(page)
+    have = len(ifd.numbers(page, TILES if TILES in page else STRIPS))
+    if have < needed:
+        raise BadPicture(f"TIFF: {have} strips or tiles of {needed}")
+
+
+def _pieces(page: ifd.Directory) -> int:
+    """Strips or tiles that the picture takes."""
+    width, height = ifd.number(page, WIDTH), ifd.number(page, HEIGHT)
+    planes = ifd.number(page, SAMPLES, 1) if ifd.number(page, PLANAR, 1) == 2 else 1
+    if TILES in page:
+        across, down = ifd.number(page, TILE_WIDTH), ifd.number(page, TILE_HEIGHT)
+        return planes * -(-width // max(1, across)) * -(-height // max(1, down))
+    return planes * -(-height // (_rows(page) or 1))
+
+
+def _rows(page: ifd.Directory) -> int:
+    """Of a strip."""
+    height = ifd.number(page, HEIGHT)
+    return min(ifd.number(page, ROWS, height), height)
+
+
+def _doubts(page: ifd.Directory, bits: int) -> list[str]:
+    """What may be wrong with the pixels, and would not be said by the decoder."""
+    compression, sizes = ifd.number(page, COMPRESSION, 1), ifd.numbers(page, STRIP_SIZES)
+    if compression in FAX:
+        return ["fax, whose decoder's warnings are not heard"]
+    if compression != RAW or TILES in page or not sizes:
+        return []
+    samples = 1 if ifd.number(page, PLANAR, 1) == 2 else ifd.number(page, SAMPLES, 1)
+    row = (ifd.number(page, WIDTH) * samples * bits + 7) // 8
+    strips = -(-ifd.number(page, HEIGHT) // (_rows(page) or 1))
+    rest = ifd.number(page, HEIGHT) - (strips - 1) * _rows(page)
+    wanted = [row * (rest if n % strips == strips - 1 else _rows(page)) for n in range(len(sizes))]
+    short = sum(size < need for size, need in zip(sizes, wanted, strict=True))
+    return [f"{short} of {len(sizes)} strips have fewer bytes than their rows"] if short else []
 
 
 def _check_planes(page: ifd.Directory, name: str, bits: int) -> None:

@@ -220,6 +220,8 @@ def test_counts_in_words():
         "12 profiles converted, 3 animations' other frames"
     )
     assert losses.in_words({"gain_map": 1}, plan) == "1 gain map"
+    found = losses.in_words({"video": 2, "colour": 1}, plan)
+    assert found == "1 colour space taken as sRGB, 2 motion photos' videos"
     assert losses.count([Row("a", Status.OK, dropped=("bits:16", "bits:10"))]) == {"bits": 1}
 
 
