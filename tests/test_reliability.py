@@ -20,7 +20,8 @@ def missing(named: str) -> list[str]:
             found = any(f"/{path}".endswith(f"/{part}") for path in FILES)
             found = found or (part.endswith("/") and (TESTS / part).is_dir())
         elif part.startswith(("test_", "...")):
-            pattern = re.compile(re.escape(part).replace(r"\.\.\.", r"\w*"))
+            ends = part + "..." * part.startswith("...")
+            pattern = re.compile(re.escape(ends).replace(r"\.\.\.", r"\w*"))
             found = any(pattern.fullmatch(name) for name in FUNCTIONS)
         else:
             continue
