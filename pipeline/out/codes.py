@@ -54,17 +54,25 @@ def export_shard(
 def samples(data: bytes, plan: Plan) -> Iterator[dict[str, object]]:
     """The members of every ok row of a table, crc32 checked.
 
-    What the row says besides is ``json``, or ``codes.json`` where the source's own JSON is kept.
+    What the row says besides is ``json``, or ``codes.json`` where the source's own JSON is kept,
+    and so on: no kept member gives way.
     """
     texts = {column.name for column in plan.kept if column.is_text}
     for row in table.read_rows(data):
         if row.status is Status.OK:
             members = kept_members(row, plan)
-            own = "codes.json" if "json" in members else "json"
+            own = _free("json", members)
             yield {
                 **members, "__key__": member_key(row.key), own: facts(row, texts),
-                "npy": npy(decoder.row_codes(row, plan)),
+                _free("npy", members): npy(decoder.row_codes(row, plan)),
             }  # fmt: skip
+
+
+def _free(extension: str, members: dict[str, bytes]) -> str:
+    """An extension that no kept member has."""
+    while extension in members:
+        extension = f"codes.{extension}"
+    return extension
 
 
 def facts(row: Row, texts: set[str]) -> bytes:

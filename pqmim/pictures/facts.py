@@ -82,6 +82,16 @@ def facts_of(image: Any, data: bytes, layout: tiff.Layout | None) -> Facts:
     return _avif(facts, data) if image.format == "AVIF" else facts
 
 
+def loaded_facts(image: Any, facts: Facts) -> Facts:
+    """Of deep grey that Pillow has loaded: what it keeps of the file, and has not seen to."""
+    level, tags = image.info.get("transparency"), getattr(image, "tag_v2", {})
+    bits = max(9, *tags.get(tiff.BITS, (16,)))
+    return replace(
+        facts, white=(1 << bits) - 1, transparent=level if isinstance(level, int) else None,
+        inverted=tags.get(tiff.PHOTOMETRIC) == tiff.WHITE_IS_ZERO,
+    )  # fmt: skip
+
+
 def _frames(image: Any, data: bytes) -> int:
     if image.format != "GIF":
         return int(getattr(image, "n_frames", 1))

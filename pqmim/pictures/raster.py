@@ -31,7 +31,7 @@ from PIL import (
 )
 
 from pqmim.pictures import colour, ifd, png, tiff
-from pqmim.pictures.facts import Facts, facts_of, png_facts
+from pqmim.pictures.facts import Facts, facts_of, loaded_facts, png_facts
 from pqmim.pictures.picture import (
     PILLOW_ERRORS,
     BadPicture,
@@ -100,8 +100,10 @@ def of_pillow(image: Image.Image, rules: Rules) -> Decoded:
         image.load()
         exif, xmp = image.info.get("exif") or b"", image.info.get("xmp") or b""
         turn = ifd.orientation(exif, xmp if isinstance(xmp, bytes) else b"")
-        icc = image.info.get("icc_profile") or b""
-        return _pixels(image, Facts(icc=icc, orientation=turn, white=65535), rules)
+        facts = Facts(icc=image.info.get("icc_profile") or b"", orientation=turn, white=65535)
+        if image.mode.startswith("I;16"):
+            facts = loaded_facts(image, facts)
+        return _pixels(image, facts, rules)
     except BadPicture:
         raise
     except PILLOW_ERRORS as error:

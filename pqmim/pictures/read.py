@@ -7,10 +7,10 @@ JPEG goes to jpeg.py, the rest to raster.py; what comes back is turned upright. 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pqmim.pictures import jpeg, raster
-from pqmim.pictures.picture import BadPicture, Decoded, Picture, Rules
+from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Picture, Rules
 
 # Peak memory of decode and of padding the picture, measured at 16 megapixels: JPEG 12.0 to 13.0,
 # other formats 15.6 (PNG) to 25.2 (WebP), CMYK JPEG 17.7.
@@ -40,10 +40,34 @@ def _finished(found: Decoded) -> Picture:
 def opened(image: Image.Image, rules: Rules = DEFAULT) -> Picture:
     """An image that Pillow has opened or made, taken as :func:`read` takes its file.
 
+    The file itself is read, and Pillow's pixels are not asked for, if it is there: opened, of a
+    format of ours, at its first frame, and not loaded, turned or cut since.  Of what is loaded,
+    some of Pillow's mistakes (pqmim/pictures/tiff.py) cannot be told any more.
+
     Raises:
         BadPicture: damaged, or samples without a white level.
     """
-    return _finished(raster.of_pillow(image, rules))
+    data = _file_of(image)
+    return _finished(raster.of_pillow(image, rules)) if data is None else read(data, rules)
+
+
+def _file_of(image: Image.Image) -> bytes | None:
+    """The bytes of an image that is still to be loaded; None if they are not for us."""
+    file = getattr(image, "fp", None)
+    waiting = isinstance(image, ImageFile.ImageFile) and image.tile and image.tell() == 0
+    if file is None or not waiting or image.format not in (*raster.FORMATS, "JPEG", "MPO"):
+        return None
+    at = file.tell()
+    file.seek(0)
+    data = bytes(file.read())
+    file.seek(at)
+    try:
+        sides = sorted(probe(data)[:2])
+    except BadPicture:
+        return data  # reading it says why not
+    except PILLOW_ERRORS:
+        return None
+    return data if sides == sorted(image.size) else None  # else a draft, of fewer pixels
 
 
 def is_jpeg(data: bytes) -> bool:

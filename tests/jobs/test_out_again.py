@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import webdataset
 from PIL import Image
 
 from jobs import common, decode, export
-from pipeline.out import decoded, jsons, tars
-from pipeline.plan import Plan, PlanMismatch
+from pipeline.archive import table
+from pipeline.archive.table import Row
+from pipeline.out import codes, decoded, jsons, tars
+from pipeline.plan import Facts, Plan, PlanMismatch, ShardResult, ShardSpec, Status
 from pipeline.store.storage import Store
 from tests.archives import Archive, encoded
 from tests.corpus import jpeg, make_tar, png
@@ -202,6 +205,19 @@ def test_kept_json_survives_an_export_and_nan_is_null(archive, tmp_path):
         assert (own["width"], own["height"], own["grid_w"]) == (48, 40, 3)
         assert own["json.score"] == document["score"] and own["key"] == sample["__key__"]
         assert sample["txt"] == b"text" and np.load(io.BytesIO(sample["npy"])).shape == (3, 3, 3)
+
+
+def test_no_kept_member_gives_way_to_the_exports_own():
+    keep = ("json", "codes.json", "npy")
+    plan = Plan("m", 2, 16, 256, 1, "d", store="codes", keep=keep)
+    kept = {"json": '{"a": 1}', "codes.json": '{"b": 2}', "npy": "a text"}
+    row = Row("k", Status.OK, None, 16, 16, 1, 1, b"xy", None, zlib.crc32(b"xy"), kept=kept)
+    spec = ShardSpec("s", "/s.tar", 1, "e")
+    data = table.write_table([row], plan, spec, ShardResult.of(spec, Facts({})))
+    [sample] = codes.samples(data, plan)
+    assert {name: sample[name] for name in keep} == {n: v.encode() for n, v in kept.items()}
+    assert json.loads(sample["codes.codes.json"])["key"] == "k"
+    assert np.load(io.BytesIO(sample["codes.npy"])).tolist() == [[[120, 121]]]
 
 
 def test_an_export_in_several_tars_names_them_all(archive, tmp_path, monkeypatch):

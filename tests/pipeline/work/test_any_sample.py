@@ -104,6 +104,7 @@ def named(data: bytes) -> str:
     return data.replace(b"\0", b"").decode("utf-8", "surrogateescape")
 
 
+@pytest.mark.timeout(4 * 3600)  # the long form takes some forty minutes
 @settings(max_examples=examples(100_000), deadline=None)
 @given(tars(), st.sampled_from(PLANS))
 def test_any_tar_gives_one_row_a_sample(data: bytes, plan: Plan) -> None:

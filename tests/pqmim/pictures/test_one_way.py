@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from pqmim import cli
 from pqmim.codec import Codec
 from pqmim.commands import formats
 from pqmim.evaluation import rd
+from pqmim.pictures.picture import BadPicture
+from pqmim.pictures.read import opened, read
 from pqmim.training import crops
 from tests.corpus import jpeg, make_tar, picture
 from tests.models import tiny_bytes
-from tests.picture_files import GREY, P3, icc, png, ramp, shown
+from tests.picture_files import GREY, P3, icc, png, ramp, shown, tiff, tiff_page
 
 PLAN = Plan(model="m", quality=1, stride=16, codewords=256, inputs=1, inputs_digest="d", min_side=1)
 
@@ -60,6 +63,43 @@ def test_four_readers_give_the_same_pixels(name: str, tmp_path: Path) -> None:
     ):  # fmt: skip
         assert found.dtype == torch.uint8 and found.is_contiguous()
         assert torch.equal(found, job)
+
+
+DEEP = ramp(48, 64, 1, 16)
+LEVEL = int(DEEP[5, 7, 0])
+TAKEN_WRONGLY = {  # by Pillow's own conversion
+    "white-is-zero of 16 bits": tiff(tiff_page(65535 - DEEP, 16, 0)),
+    "12 bits": tiff(tiff_page(DEEP >> 4, 12, 1)),
+    "a transparent level of 16 bits": png(DEEP, 16, GREY, [(b"tRNS", struct.pack(">H", LEVEL))]),
+    "a transparent level of 4 bits": png(DEEP >> 12, 4, GREY, [(b"tRNS", b"\0\5")]),
+    "declared colour": png(DEEP >> 8, 8, GREY, [(b"gAMA", struct.pack(">I", 100_000))]),
+    "orientation": jpeg(64, 48, exif_orientation=6),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN_WRONGLY)
+def test_a_picture_that_pillow_has_opened_is_read_as_its_file(name: str) -> None:
+    expected = read(TAKEN_WRONGLY[name])
+    with Image.open(io.BytesIO(TAKEN_WRONGLY[name])) as image:
+        found = opened(image)
+        assert np.array_equal(found.pixels, expected.pixels) and found.dropped == expected.dropped
+        image.load()
+        if "16 bits" in name or name in ("12 bits", "orientation"):
+            assert np.array_equal(opened(image).pixels, expected.pixels)
+
+
+def test_an_opened_picture_that_is_refused_or_was_changed() -> None:
+    planes = tiff(tiff_page(ramp(48, 64, 3, 16), 16, 2, planar=2, compress=True))
+    with Image.open(io.BytesIO(planes)) as image, pytest.raises(BadPicture, match="planes"):
+        opened(image)
+    with Image.open(io.BytesIO(saved(picture(640, 480), "JPEG"))) as image:
+        image.draft("RGB", (160, 120))
+        assert opened(image).width == image.width < 640
+    frames = [picture(64, 48, seed=i) for i in range(2)]
+    data = saved(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as image:
+        image.seek(1)
+        assert np.array_equal(opened(image).pixels.transpose(1, 2, 0), np.asarray(frames[1]))
 
 
 def test_transparency_is_white_and_16_bits_are_scaled_on_the_command_line(tmp_path: Path) -> None:
