@@ -273,7 +273,8 @@ def _profile(header: Header) -> tuple[bytes | None, tuple[str, ...]]:
 def _others(data: bytes, header: Header) -> tuple[str, ...]:
     """Second pictures of the file: gain maps, what a multi-picture index (MPF) lists, and what
     stands behind the end of the first."""
-    another, video = scans.behind_jpeg(data, header.scan)
+    metadata = bool(header.exif or header.xmp or header.mpf)
+    another, video = scans.behind_jpeg(data, header.scan, metadata)
     if not (another or video or header.mpf):
         return ("gain_map",) if header.gain_map else ()
     gain_map, pictures = header.gain_map, 1

@@ -63,19 +63,21 @@ def behind(data: bytes, end: int) -> tuple[bool, bool]:
     return picture, bool(brands - _STILL)
 
 
-def behind_jpeg(data: bytes, first_scan: int) -> tuple[bool, bool]:
-    """The same, of a JPEG.
+def behind_jpeg(data: bytes, first_scan: int, metadata: bool) -> tuple[bool, bool]:
+    """The same, of a JPEG, with or without EXIF or XMP.
 
-    Nearly all end with their end marker, and have no other beginning behind their scan: that is
-    looked for by pairs of bytes at even and odd places, five times faster than by a search.
+    Of those without, only files that do not end with an end marker are looked at: cameras and
+    phones, which put pictures behind pictures, write metadata, and the search takes 2 to 4 % of
+    decoding a small picture.
     """
-    if data.endswith(EOI) and not _begins_again(data, first_scan + 2):
+    if data.endswith(EOI) and not (metadata and _begins_again(data, first_scan + 2)):
         return False, False
     return behind(data, data.find(EOI, first_scan) + len(EOI))
 
 
 def _begins_again(data: bytes, at: int) -> bool:
-    """Whether the two bytes that begin a JPEG stand at or after a place."""
+    """Whether the two bytes that begin a JPEG stand at or after a place: pairs at even and odd
+    places, five times faster than a search."""
     found = np.empty(min(PIECE, len(data)) // 2, bool)
     for piece in range(at, len(data) - 1, PIECE):
         for start in (piece, piece + 1):

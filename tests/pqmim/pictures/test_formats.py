@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pqmim.pictures.picture import BadPicture, Picture, Rules
 from pqmim.pictures.read import probe, read
@@ -340,6 +340,20 @@ def test_the_other_frames_are_counted(format):
     buffer = io.BytesIO()
     frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
     assert read(buffer.getvalue()).dropped == ("frames:3",)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_orientation_of_an_avif_by_its_own_boxes(turn):
+    values, buffer = ramp(H, W, 3, 8).astype(np.uint8), io.BytesIO()
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, turn, 0)
+    exif = b"MM\0\x2a" + struct.pack(">IH", 8, 1) + entry + b"\0" * 4
+    image = Image.fromarray(values)
+    image.save(buffer, "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    assert turn == 1 or b"irot" in buffer.getvalue() or b"imir" in buffer.getvalue()
+    found = read(buffer.getvalue())
+    image.getexif()[0x0112] = turn
+    close(found, np.asarray(ImageOps.exif_transpose(image)), 4)
+    assert found.dropped == (("rotated",) if turn > 1 else ())
 
 
 def test_nothing_of_pillow_is_switched_off():

@@ -99,10 +99,18 @@ def test_a_jpeg_with_a_scan_for_each_colour_is_whole_with_all_of_them():
 
 
 def test_what_stands_behind_the_end_is_named():
-    data, video = jpeg(64, 48), b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\0" * 99
+    data = jpeg(64, 48, exif_orientation=1)
+    video = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\0" * 99
     assert read(data + jpeg(40, 30)).dropped == ("frames:2",)
     assert read(data + b"\0" * 99 + png(SAMPLES, 8, RGB)).dropped == ("frames:2",)
     assert read(data + video).dropped == ("video",)
+    plain = jpeg(64, 48)
+    assert read(plain + video).dropped == ("video",)
+    assert read(plain + jpeg(40, 30) + b"\0").dropped == ("frames:2",)
+    for length in (1, 2, 1 << 17, (1 << 17) + 1, 300_001):  # at any place, over any piece
+        for more in range(4):
+            between = b"\0" * (length + more)
+            assert read(data + between + jpeg(40, 30)).dropped == ("frames:2",)
     assert read(data + jpeg(40, 30) + video).dropped == ("frames:2", "video")
     assert read(data + b"\0\0\0\x18ftypheic" + b"\0" * 99).dropped == ("frames:2",)
     assert read(data + b"SEFT" + b"\xff\xd9\xff" * 99).dropped == ()
