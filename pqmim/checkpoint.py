@@ -1,11 +1,11 @@
 """One safetensors file per model: tensors, configuration, fingerprint.
 
 The file is complete by itself (no pickle, no code) and is what an archive carries as its decoder.
-Layers are stored as float16 and run as float32; codebooks stay float32.  The entropy model, if
-there is one, is in the same file: integers under ``prior.*``, its description under ``prior`` in
-the metadata.  The fingerprint is the sha256 of the descriptions and of every tensor's name, dtype,
-shape and bytes; it is checked at every load, so a damaged or edited file is an error and never a
-slightly different picture.
+Layers are stored as float16 and run as float32; codebooks stay float32, integers integers.  The
+entropy model, if there is one, is in the same file: integers under ``prior.*``, its description
+under ``prior`` in the metadata.  The fingerprint is the sha256 of the descriptions and of every
+tensor's name, dtype, shape and bytes; it is checked at every load, so a damaged or edited file is
+an error and never a slightly different picture.
 """
 
 from __future__ import annotations
@@ -67,11 +67,9 @@ def to_bytes(model: PQVAE, prior: prior_checkpoint.Checkpoint | None = None) -> 
         CheckpointError: the entropy model is for other codes.
     """
     tensors = {
-        name: tensor.detach().cpu().to(
-            torch.float32 if name == "quantizer.codebook" else torch.float16
-        ).contiguous()
+        name: tensor.detach().cpu().to(_stored(name, tensor)).contiguous()
         for name, tensor in model.state_dict().items()
-    }  # fmt: skip
+    }
     metadata = {"format": FORMAT, "autoencoder": model.config.to_json()}
     if prior is not None:
         check_pair(model.config, prior)
@@ -95,7 +93,14 @@ def parse(data: bytes, name: str) -> Weights:
         config = AutoencoderConfig.from_json(metadata["autoencoder"])
         tensors = load(data)
         model = PQVAE(config)
-        model.load_state_dict({k: v.float() for k, v in tensors.items() if _is_layer(k)})
+        model.load_state_dict(
+            {
+                k: v.float() if v.is_floating_point() else v
+                for k, v in tensors.items()
+                if _is_layer(k)
+            }
+        )
+        model.quantizer.check()
         actual = fingerprint(config, tensors, metadata.get("prior"))
     except (SafetensorError, ConfigError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{name}: damaged weights file: {error}") from error
@@ -115,6 +120,13 @@ def from_bytes(data: bytes, name: str) -> tuple[PQVAE, str]:
     """The autoencoder of a file and the file's fingerprint; see :func:`parse`."""
     weights = parse(data, name)
     return weights.model, weights.fingerprint
+
+
+def _stored(name: str, tensor: Tensor) -> torch.dtype:
+    """What a tensor of the autoencoder is in a file."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float32 if name == "quantizer.codebook" else torch.float16
 
 
 def _is_layer(name: str) -> bool:
@@ -147,6 +159,12 @@ def check_pair(config: AutoencoderConfig, prior: prior_checkpoint.Checkpoint) ->
         raise CheckpointError(
             f"the autoencoder has {mine[0]} sub-codes of {mine[1]} codewords, the entropy model "
             f"is for {its[0]} of {its[1]}"
+        )
+    group = prior.config.group
+    if any(span.start % group for span in config.spans):
+        raise CheckpointError(
+            f"the layers {config.layers} of the autoencoder begin within groups of {group} "
+            "sub-codes of the entropy model"
         )
 
 

@@ -212,34 +212,37 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_flags(parser: argparse.ArgumentParser, call: str) -> None:
-    parser.add_argument(
-        "--input", required=True, metavar="SHARDS",
-        help="WebDataset tars, a glob; the last is held out",
-    )  # fmt: skip
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", metavar="SHARDS", help="WebDataset tars, a glob; the last is held out"
+    )
+    source.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="photographs; one of 20 is held out"
+    )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of the run; resumes if it exists"
     )
-    parser.add_argument("--minutes", type=float, help="time budget (the recipe's)")
+    parser.add_argument("--minutes", type=float, help="time budget (60)")
+    parser.add_argument(
+        "--size", choices=("small", "base", "large"), default="small",
+        help="of a new model: quality against time (%(default)s)",
+    )  # fmt: skip
     _run_flags(parser, call)
     parser.set_defaults(device="auto")
 
 
 def _train_autoencoder_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trunks", metavar="WEIGHTS", help="begin with the trunks of this model")
+    parser.add_argument(
+        "--go-on", metavar="WEIGHTS",
+        help="begin with these weights: all of them, or the trunks where sub-codes have no layers",
+    )  # fmt: skip
     _train_flags(parser, "pqmim.training.command:train_autoencoder")
 
 
 def _train_prior_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="default", help="autoencoder: path or name")
-    parser.add_argument("--passes", type=int, default=4, help="variants of a photo (%(default)s)")
-    parser.add_argument(
-        "--searched", type=int, default=0, metavar="N",
-        help="also N grids of codes that the entropy model of --go-on or --weights chooses "
-        "(%(default)s)",
-    )  # fmt: skip
     parser.add_argument(
         "--go-on", metavar="WEIGHTS",
-        help="begin with the entropy model of these weights, at half the learning rate; that of "
-        "another autoencoder's codes is translated first",
+        help="begin with the entropy model of these weights, at half the learning rate",
     )  # fmt: skip
     _train_flags(parser, "pqmim.training.command:train_prior")

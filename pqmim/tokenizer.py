@@ -152,8 +152,8 @@ class Tokenizer:
         Raises:
             ValueError: another type or shape (:mod:`pqmim.arrays`), or a quality outside 1..M.
         """
-        padded, quality = self._padded(pixels, quality)
-        return tiles.encode(self.model, padded, quality).to(self.code_dtype)
+        quality = self.checked_quality(quality)  # before the work
+        return tiles.encode(self.model, self._padded(pixels), quality).to(self.code_dtype)
 
     @plainly
     def search(
@@ -176,34 +176,40 @@ class Tokenizer:
             NoPriorError: the weights hold no entropy model.
             ValueError: see :meth:`encode`; or a price that is not above 0.
         """
-        return self.search_latent(self.latent(pixels, quality), price, plan)
+        quality = self.checked_quality(quality)  # before the work
+        return self.search_latent(self.latent(pixels), price, plan, quality)
 
     @plainly
-    def latent(self, pixels: arrays.Pictures, quality: int | None = None) -> Tensor:
-        """uint8 [B,3,H,W] -> float [B,h,w,quality,d]: what :meth:`search_latent` starts from."""
-        padded, quality = self._padded(pixels, quality)
-        latent = tiles.latent(self.model, padded).permute(0, 2, 3, 1)
-        shape = (*latent.shape[:3], self.config.subcodes, self.config.subcode_dims)
-        return latent.reshape(shape)[..., :quality, :]
+    def latent(self, pixels: arrays.Pictures) -> Tensor:
+        """uint8 [B,3,H,W] -> float [B,h,w,C]: what :meth:`search_latent` starts from."""
+        return tiles.latent(self.model, self._padded(pixels)).permute(0, 2, 3, 1)
 
     @plainly
     def search_latent(
-        self, latent: Tensor, price: float, plan: Sequence[int] = schedule.DEFAULT_PLAN
-    ) -> tuple[Tensor, list[bytes]]:
-        """The second half of :meth:`search`: float [B,h,w,m,d] -> codes and payloads."""
+        self, latent: Tensor, price: float, plan: Sequence[int] = schedule.DEFAULT_PLAN,
+        quality: int | None = None,
+    ) -> tuple[Tensor, list[bytes]]:  # fmt: skip
+        """The second half of :meth:`search`: float [B,h,w,C] -> codes and payloads."""
         prior, quantizer = self.needed_prior(), self.model.quantizer
-        targets = [search.Target.of(v, quantizer.codebook, quantizer.gain) for v in latent]
-        shape = (int(latent.shape[1]), int(latent.shape[2]), int(latent.shape[3]))
+        targets = [search.Target.of(rows, quantizer) for rows in latent]
+        shape = (int(latent.shape[1]), int(latent.shape[2]), self.checked_quality(quality))
         codes, payloads = search.search_images(prior, targets, [shape] * len(latent), plan, price)
         return torch.from_numpy(np.stack(codes)), payloads
 
-    def _padded(self, pixels: arrays.Pictures, quality: int | None) -> tuple[Tensor, int]:
-        """Checked pixels, padded, on the device; and the checked quality."""
+    def checked_quality(self, quality: int | None) -> int:
+        """Sub-codes to keep; None: all.
+
+        Raises:
+            ValueError: more than the model has, or none.
+        """
         quality = self.config.subcodes if quality is None else quality
         if not 1 <= quality <= self.config.subcodes:
             raise ValueError(f"quality {quality} is outside 1..{self.config.subcodes}")
-        batch = arrays.batch(pixels).to(self.device)
-        return reflect_pad(batch, self.config.stride), quality
+        return quality
+
+    def _padded(self, pixels: arrays.Pictures) -> Tensor:
+        """Checked pixels, padded, on the device."""
+        return reflect_pad(arrays.batch(pixels).to(self.device), self.config.stride)
 
     @plainly
     def decode(self, codes: Tensor, height: int, width: int, known: Tensor | None = None) -> Tensor:
@@ -227,20 +233,21 @@ class Tokenizer:
         if known.shape != codes.shape:
             shapes = f"{tuple(codes.shape)} as the codes, not {tuple(known.shape)}"
             raise ValueError(f"the mask must be bool {shapes}")
-        absent = self.model.quantizer.absent[: codes.shape[3]].reshape(1, -1, 1, 1)
+        absent = self.model.quantizer.absent[: codes.shape[3]]
         return self.decode_mixed(codes, known, absent, height, width)
 
     @plainly
     def decode_mixed(
         self, codes: Tensor, known: Tensor, other: Tensor, height: int, width: int
     ) -> Tensor:
-        """Pixels, as :meth:`decode`, of codewords where they are ``known`` and of another latent
-        where they are not, float [B or 1, m*d, h or 1, w or 1]."""
-        latent = self.model.quantizer.decode(codes.to(self.device, torch.int64))
-        there = known.to(self.device).permute(0, 3, 1, 2)
-        there = there.repeat_interleave(self.config.subcode_dims, 1)
-        sent = there.shape[1]
-        latent[:, :sent] = torch.where(there, latent[:, :sent], other.to(latent))
+        """Pixels, as :meth:`decode`, of codewords where they are ``known`` and of other vectors
+        where they are not, float [m, d] or [B,h,w,m,d]."""
+        quantizer = self.model.quantizer
+        sent = quantizer.codewords_of(codes.to(self.device, torch.int64))
+        sent = torch.where(known.to(self.device)[..., None], sent, other.to(sent))
+        absent = quantizer.absent[codes.shape[3] :].expand(*codes.shape[:3], -1, -1)
+        vectors = torch.cat([sent, absent.to(sent)], dim=3)
+        latent = quantizer.assemble(vectors).permute(0, 3, 1, 2)
         return tiles.decode_latent(self.model, latent)[..., :height, :width].contiguous()
 
     def check_codes(self, codes: Tensor, height: int, width: int) -> None:

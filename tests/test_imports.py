@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are rooms too
     "pqmim.autoencoder": set(),
     "pqmim.prior": {"pqmim.autoencoder"},  # whose config alone, see below
-    "pqmim.coding": {"pqmim.prior"},
+    "pqmim.coding": {"pqmim.autoencoder", "pqmim.prior"},
     "pqmim.pictures": set(),
     "pqmim.metrics": set(),
     "pqmim.meter": set(),

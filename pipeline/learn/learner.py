@@ -28,6 +28,7 @@ from pqmim.checkpoint import Weights
 from pqmim.prior.config import PriorConfig
 from pqmim.training import prior_run
 from pqmim.training.prior import Codes, PriorRecipe
+from pqmim.training.starts import code_lengths
 
 BUFFER_BYTES = 256 << 20
 HELD_OUT, HELD_OUT_OF = 12, 8  # images, of a small archive one in eight
@@ -116,9 +117,8 @@ def learn(task: Task) -> Path | None:
     stream = CodeStream(task.archive, seed=1 + rank, batch_size=READ, where=task.where)
     stream.set_epoch(prior_run.steps_done(out))
     images = Reservoir(stream, held_out)
-    quantizer = weights.model.quantizer
-    quantizer.count.copy_(_uses(images, *quantizer.count.shape))
-    codebook, lengths = quantizer.codebook.to(device), quantizer.lengths().to(device)
+    codebook = weights.model.quantizer.codebook.to(device)
+    lengths = code_lengths(_uses(images, *codebook.shape[:2])).to(device)
     trainer = prior_run.begin(recipe, out, device, codebook, lengths, other)
     trained = prior_run.train(trainer, images, list(held_out.values()), out)
     return checkpoint.write(weights.model, out, trained) if rank == 0 else None

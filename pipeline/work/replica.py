@@ -75,9 +75,11 @@ class Replica:
         """uint8 [B,3,H,W] -> codes [count,h,w,m] and bitstreams of the first ``count`` images."""
         with self._device_lock:
             with clock.stage("encode"):
-                latent = _halved(lambda part: self.codec.latent(part, plan.quality), pixels)
+                latent = _halved(self.codec.latent, pixels)
             with clock.stage("code"):
-                codes, streams = self.codec.search_latent(latent[:count], plan.price, plan.stages)
+                codes, streams = self.codec.search_latent(
+                    latent[:count], plan.price, plan.stages, plan.quality
+                )
         return codes.numpy(), streams
 
     def entropy_encode(self, codes: np.ndarray, plan: Plan, clock: Clock) -> list[bytes]:

@@ -7,9 +7,12 @@ Unknown fields are refused: a newer checkpoint must not be read as an older one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
+
+LATER = ("layers", "channels", "prices")
 
 
 class ConfigError(ValueError):
@@ -22,6 +25,9 @@ class AutoencoderConfig:
 
     The stride is ``stem * 2 ** (len(widths) - 1)``; raw rate ``m * log2(codewords) / stride**2``
     bpp at quality m.  ``subcodes=1`` is plain VQ, ``subcode_dims=1`` is scalar quantisation.
+
+    The fields behind ``subcode_dims`` came later: JSON has them only where they say something, so
+    that the fingerprints of older weights stay.
     """
 
     stem: int = 8  # side of the patch that one position of the first level sees
@@ -30,7 +36,10 @@ class AutoencoderConfig:
     decoder_blocks: tuple[int, ...] = (4, 5)
     subcodes: int = 32  # M
     codewords: int = 256  # K
-    subcode_dims: int = 8  # d: the latent has M * d channels
+    subcode_dims: int = 8  # d: one layer of sub-codes shares out M * d channels of the latent
+    layers: tuple[int, ...] = ()  # sub-codes of each; the next one codes what the last ones left
+    channels: int = 0  # C of the latent, where layers share it; 0: M * d
+    prices: tuple[float, ...] = ()  # of a bit, rising, that there are static code lengths for
 
     def __post_init__(self) -> None:
         levels = len(self.widths)
@@ -43,6 +52,12 @@ class AutoencoderConfig:
             raise ConfigError(f"codewords must be 2..65536, not {self.codewords}")
         if min(self.stem, self.subcodes, self.subcode_dims, *self.widths) < 1:
             raise ConfigError("stem, widths, subcodes and subcode_dims must be positive")
+        if self.layers and (min(self.layers) < 1 or sum(self.layers) != self.subcodes):
+            raise ConfigError(f"layers {self.layers} are not {self.subcodes} sub-codes in all")
+        if bool(self.layers) != bool(self.channels) or not 0 <= self.channels < 2**15:
+            raise ConfigError(f"layers {self.layers} and channels {self.channels}: both or none")
+        if list(self.prices) != sorted({p for p in self.prices if p > 0}):
+            raise ConfigError(f"prices {self.prices} must be above 0, and rise")
 
     @property
     def stride(self) -> int:
@@ -51,12 +66,20 @@ class AutoencoderConfig:
 
     @property
     def latent_dims(self) -> int:
-        """Channels of the latent."""
-        return self.subcodes * self.subcode_dims
+        """Channels C of the latent."""
+        return self.channels or self.subcodes * self.subcode_dims
+
+    @property
+    def spans(self) -> list[slice]:
+        """The sub-codes of each layer."""
+        ends = list(itertools.accumulate(self.layers or (self.subcodes,)))
+        return [slice(first, end) for first, end in zip([0, *ends], ends, strict=False)]
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces (it enters the fingerprint)."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = dataclasses.asdict(self)
+        fields = {k: v for k, v in fields.items() if v or k not in LATER}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> AutoencoderConfig:

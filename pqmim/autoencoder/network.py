@@ -1,7 +1,7 @@
 """The transforms of the PQ-VAE: pixels to latent and latent to pixels.
 
     pixels [B,3,H,W] --space-to-depth(8)--> 3x3 --blocks at stride 8--> 3x3/2 --blocks at 16-->
-    latent latent [B,M*d,h,w] --1x1--> blocks at 16 --3x3, shuffle 2--> blocks at 8 --3x3, shuffle
+    latent latent [B,C,h,w] --1x1--> blocks at 16 --3x3, shuffle 2--> blocks at 8 --3x3, shuffle
     8--> pixels
 
 Beside each trunk runs a linear map of the 16 x 16 pixels under a position (space-to-depth, 1x1),
@@ -16,8 +16,6 @@ for encoding once per image, and quality is bought where it is cheap.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +49,13 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels in [-1, 1], [B,3,H,W] -> latent [B, M*d, H/f, W/f].
+    """Pixels in [-1, 1], [B,3,H,W] -> latent [B, C, H/f, W/f].
 
     ``used`` switches channels off: a strong sub-code spends its bits on few of them, and what the
     trunk puts into the others its codebook cannot hold.
     """
 
-    used: Tensor  # [M*d, 1, 1], 0 or 1
+    used: Tensor  # [C, 1, 1], 0 or 1
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -81,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent [B, M*d, h, w] -> pixels in about [-1, 1], [B,3,h*f,w*f]."""
+    """Latent [B, C, h, w] -> pixels in about [-1, 1], [B,3,h*f,w*f]."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -118,11 +116,10 @@ class PQVAE(nn.Module):
     @torch.no_grad()
     def refresh_gain(self) -> None:
         """Take over from the linear decoder what an error of each sub-code costs in the pixels."""
-        power = self.decoder.linear.weight.square().sum(dim=(0, 2, 3))  # [M*d]
+        power = self.decoder.linear.weight.square().sum(dim=(0, 2, 3))  # [C]
         used = self.encoder.used.flatten()
-        shape = (self.config.subcodes, self.config.subcode_dims)
-        total = (power * used).reshape(shape).sum(1)
-        self.quantizer.gain.copy_(total / used.reshape(shape).sum(1).clamp_min(1.0))
+        total = self.quantizer.rows(power * used).sum(1)
+        self.quantizer.gain.copy_(total / self.quantizer.rows(used).sum(1).clamp_min(1.0))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, quality: int) -> Tensor:
@@ -139,61 +136,6 @@ def channels_last(model: PQVAE) -> PQVAE:
     """Lay the weights out as the convolutions read them."""
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-@torch.no_grad()
-def start_linear(model: PQVAE, x: Tensor, bits: float) -> None:
-    """Set the linear maps to the leading principal components of the patches of [B,3,H,W].
-
-    ``bits`` is what water-filling gives a sub-code on average: log2(K) for codes of fixed length,
-    less for entropy-coded ones, which spend more than the average on busy places.
-    """
-    config, encoder, decoder = model.config, model.encoder, model.decoder
-    patches = encoder.patch(x).permute(0, 2, 3, 1).flatten(0, 2).double()  # [N, 3 f^2]
-    mean = patches.mean(0)
-    energy, axes = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
-    axes, energy = axes.flip(1).T.to(x.dtype), energy.flip(0)  # strongest first
-    for layer in (encoder.linear, decoder.linear):
-        _zero(layer)
-    channels = _allocate(config, energy.tolist(), bits)
-    power = torch.zeros(config.subcodes)  # every sub-code is scaled to unit power
-    for channel, strength in zip(channels, energy.tolist(), strict=False):
-        power[channel // config.subcode_dims] += strength
-    encoder.used.zero_()
-    for channel, axis in zip(channels, axes, strict=False):
-        encoder.used[channel] = 1.0
-        scale = float(power[channel // config.subcode_dims].sqrt())
-        encoder.linear.weight[channel, :, 0, 0] = axis / scale
-        encoder.linear.bias[channel] = -(axis @ mean.to(x.dtype)) / scale  # type: ignore[index]
-        decoder.linear.weight[:, channel, 0, 0] = axis * scale
-    decoder.linear.bias.copy_(mean)  # type: ignore[union-attr]
-
-
-def _allocate(config: AutoencoderConfig, energy: list[float], budget: float) -> list[int]:
-    """The latent channel of each principal component, strongest first.
-
-    Reverse water-filling gives component k log2(sigma_k / theta) bits; consecutive components share
-    a sub-code until its budget of bits is spent.  So sub-code 0 holds two or three strong
-    components, the last ones d weak ones, and every prefix of the sub-codes is close to the best of
-    its rate.
-    """
-    deviation = [math.log2(max(e, 1e-12)) / 2 for e in energy[: config.latent_dims]]
-    low, high = min(deviation) - budget * config.subcodes, max(deviation)
-    for _ in range(60):
-        theta = (low + high) / 2
-        spent = sum(max(0.0, s - theta) for s in deviation)
-        low, high = (theta, high) if spent > budget * config.subcodes else (low, theta)
-    channels: list[int] = []
-    subcode, used, spent = 0, 0, 0.0
-    for bits in (max(0.0, s - high) for s in deviation):
-        over = spent + bits / 2 > budget * (subcode + 1)
-        if (over and subcode < config.subcodes - 1) or used == config.subcode_dims:
-            subcode, used = subcode + 1, 0
-        if subcode == config.subcodes:
-            break
-        channels.append(subcode * config.subcode_dims + used)
-        used, spent = used + 1, spent + bits
-    return channels
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ one begins (the sub-codes of one position share 0.86 bits a code, and a nested c
 order).  Within a group the positions of every 16 x 16 window go in Bayer order, the nested quincunx
 lattices, in a few *spatial stages*.  What one stage sends is predicted in one pass of the model.
 
-A plan has one byte per group:
+A plan has one byte per group; groups beyond it have one stage:
 
     byte         spatial stages   share of positions sent after stage s of S
     1 .. 16      S = byte         (s / S) ** 2
@@ -45,7 +45,7 @@ BEST_PLAN = (8, 4, 2, 1, 1, 1, 1, 1)
 
 
 class ScheduleError(ValueError):
-    """A stage plan that does not exist or does not fit the codes."""
+    """A stage plan that does not exist."""
 
 
 @functools.cache
@@ -90,26 +90,21 @@ def groups_of(subcodes: int, group: int) -> int:
     return -(-subcodes // group)
 
 
-def check_plan(plan: Sequence[int], subcodes: int, group: int) -> None:
-    """Refuse a plan that does not cover ``subcodes``.
+def filled(plan: Sequence[int], subcodes: int, group: int) -> tuple[int, ...]:
+    """The plan of exactly the groups that hold ``subcodes``: cut off, or with one stage each.
 
     Raises:
-        ScheduleError: an unknown byte, or fewer bytes than groups.
+        ScheduleError: an unknown byte.
     """
-    groups = groups_of(subcodes, group)
-    if len(plan) < groups:
-        raise ScheduleError(
-            f"plan {tuple(plan)} has {len(plan)} groups, but {subcodes} sub-codes in groups of "
-            f"{group} need {groups}"
-        )
     for byte in plan:
         spatial_stages(byte)
+    groups = groups_of(subcodes, group)
+    return (*plan[:groups], *[1] * (groups - len(plan)))
 
 
 def stage_groups(subcodes: int, plan: Sequence[int], group: int) -> list[int]:
     """The group of every stage, in the order of sending."""
-    check_plan(plan, subcodes, group)
-    used = plan[: groups_of(subcodes, group)]
+    used = filled(plan, subcodes, group)
     return [g for g, byte in enumerate(used) for _ in range(spatial_stages(byte))]
 
 
@@ -119,16 +114,15 @@ def stage_map(
     """[height, width, subcodes]: the stage in which each code is sent, from 0.
 
     Raises:
-        ScheduleError: see :func:`check_plan`.
+        ScheduleError: see :func:`filled`.
     """
-    check_plan(plan, subcodes, group)
     stages = np.empty((height, width, subcodes), dtype=np.int16)
     tiles = (-(-height // WINDOW), -(-width // WINDOW))
     first = 0
-    for g in range(groups_of(subcodes, group)):
-        within = np.tile(position_stages(plan[g]), tiles)[:height, :width]
+    for g, byte in enumerate(filled(plan, subcodes, group)):
+        within = np.tile(position_stages(byte), tiles)[:height, :width]
         stages[..., g * group : (g + 1) * group] = (first + within)[..., None]
-        first += spatial_stages(plan[g])
+        first += spatial_stages(byte)
     return stages
 
 

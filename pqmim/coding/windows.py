@@ -45,7 +45,7 @@ class Grid:
 
         Raises:
             ValueError: not uint8, no position, more sub-codes than the model, or no such codeword.
-            ScheduleError: the plan does not cover m sub-codes, or has fewer stages.
+            ScheduleError: an unknown plan, or one that has fewer stages.
         """
         if codes.dtype != np.uint8 or codes.ndim != 3 or 0 in codes.shape:
             raise ValueError(f"codes must be uint8 [h, w, m], not {codes.dtype} {codes.shape}")

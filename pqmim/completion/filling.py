@@ -49,8 +49,7 @@ def preview(codec: Tokenizer, codes: Tensor, known: Tensor, height: int, width: 
     means = draw.expected(prior, *arrays, quantizer.codebook.to(prior.device))
     codes = codes.masked_fill(~known.to(codes.device), 0)
     codec.check_codes(codes, height, width)
-    filled = torch.from_numpy(means).flatten(3).permute(0, 3, 1, 2)
-    return codec.decode_mixed(codes, known, filled, height, width)
+    return codec.decode_mixed(codes, known, torch.from_numpy(means), height, width)
 
 
 def picture(

@@ -121,8 +121,8 @@ def _of_grid(
 ) -> Choice | None:
     """The best file on one grid: of all sub-codes, or of fewer if bits are too dear for the last
     ones even as the most probable codeword; None if none fits."""
-    best, subcodes = None, codec.config.subcodes
-    while subcodes:
+    best = None
+    for subcodes in ladder(codec):
         tried = _Grid(codec, pixels, grid, subcodes, max_bytes)
         found = tried.fit(max_bytes, price if best is None else best.price)
         if found is not None and (best is None or found.psnr > best.psnr):
@@ -131,8 +131,15 @@ def _of_grid(
             break
         if best is not None and best.price < TYPICAL_PRICE:
             break
-        subcodes //= 2
     return best
+
+
+def ladder(codec: Tokenizer) -> list[int]:
+    """Sub-codes to try: all, those of the first layers, then ever fewer of the first one."""
+    found = [span.stop for span in reversed(codec.config.spans)]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
 
 
 class _Grid:
@@ -145,8 +152,7 @@ class _Grid:
         self.whole = max_bytes >= WHOLE_FROM and grid == codec.grid(*pixels.shape[1:])
         height, width = pixels.shape[1:]
         small = filling.resize(pixels, *filling.coded_size(codec, height, width, *grid))
-        quantizer, latent = codec.model.quantizer, codec.latent(small[None], subcodes)[0]
-        self.target = rd.Target.of(latent, quantizer.codebook, quantizer.gain)
+        self.target = rd.Target.of(codec.latent(small[None])[0], codec.model.quantizer)
         self.shape = (*grid, subcodes)
         self.codes: NDArray[np.uint8] = np.zeros(self.shape, np.uint8)  # of the last file
 

@@ -1,11 +1,11 @@
-"""The single-image file ``.pqm``: a header, then the range coder's payload; three versions.
+"""The single-image file ``.pqm``: a header, then the range coder's payload; four versions.
 
 Little-endian.  The decoder is named by the hash of its weights, the stage schedule is data.
 
     version 1: 24 bytes                        version 2: 15 bytes or more, for files of 200
     offset  bytes  field                       offset  bytes  field
     0       2      magic, "PQ"                 0       2      magic, "PQ"
-    2       1      version, 1 or 3             2       1      version, 2
+    2       1      version, 1, 3 or 4          2       1      version, 2
     3       8      first of the fingerprint    3       3      first of the fingerprint
     11      2      height in pixels            6       2      low half of the crc32 that 1 has
     13      2      width in pixels             8              numbers of 7 bits a byte, low first,
@@ -15,12 +15,12 @@ Little-endian.  The decoder is named by the hash of its weights, the stage sched
     20      4      crc32                               n      payload: bytes, most significant first
     24      4 n    payload: 32-bit words
 
-Version 3 is version 1 with 6 bytes of plan, 27 in all, for more than 4 groups of sub-codes.  The
-plan is 6 bits a group, lowest first, 0 after the last group: ``byte & 31 | byte >> 7 << 5`` of a
-plan byte (``pqmim.coding.schedule``).  The checksum is over the header without it, the payload and
-the codes [h, w, sub-codes], row-major, where codes that were not sent are 0: over the header,
-because a changed size need not change the codes, and over the payload, because a range coder cannot
-see its end.
+Version 3 is version 1 with 6 bytes of plan, 27 in all, for more than 4 groups of sub-codes, and
+version 4 with 12 bytes, 33 in all, for more than 8.  The plan is 6 bits a group, lowest first, 0
+after the last group: ``byte & 31 | byte >> 7 << 5`` of a plan byte (``pqmim.coding.schedule``).
+The checksum is over the header without it, the payload and the codes [h, w, sub-codes], row-major,
+where codes that were not sent are 0: over the header, because a changed size need not change the
+codes, and over the payload, because a range coder cannot see its end.
 
 Version 2 codes an image of any size as a grid of rows x columns, resized to fill it, and what it
 does not send is filled (``pqmim.files.single``).  16 bits let one in 65,536 damaged files pass.
@@ -36,12 +36,16 @@ from dataclasses import dataclass
 from pqmim.coding import range_coder, schedule
 
 MAGIC = b"PQ"
-WHOLE, COMPACT, LONG = 1, 2, 3  # the versions
-FIELDS = {WHOLE: struct.Struct("<2sB8sHHBB3s"), LONG: struct.Struct("<2sB8sHHBB6s")}
+WHOLE, COMPACT, LONG, LONGER = 1, 2, 3, 4  # the versions
+FIELDS = {
+    WHOLE: struct.Struct("<2sB8sHHBB3s"),
+    LONG: struct.Struct("<2sB8sHHBB6s"),
+    LONGER: struct.Struct("<2sB8sHHBB12s"),
+}
 CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = FIELDS[WHOLE].size + CHECKSUM.size
-MODEL_BYTES = {WHOLE: 8, COMPACT: 3, LONG: 8}
-MAX_GROUPS = {WHOLE: 4, COMPACT: 8, LONG: 8}
+MODEL_BYTES = {WHOLE: 8, COMPACT: 3, LONG: 8, LONGER: 8}
+MAX_GROUPS = {WHOLE: 4, COMPACT: 16, LONG: 8, LONGER: 16}
 COMPACT_FIXED = struct.Struct("<2sB3s")
 COMPACT_CHECKSUM = struct.Struct("<H")
 COMPACT_BYTES = COMPACT_FIXED.size + COMPACT_CHECKSUM.size  # before the numbers
@@ -51,7 +55,7 @@ READ_PIXELS = (
     2**26
 )  # what a reader accepts unless told otherwise: a file of 18 bytes can ask for it
 SLOT_BITS, HALVING_BIT = 6, 5
-NUMBER_BYTES = 7  # of a number in version 2, at most
+NUMBER_BYTES, PLAN_BYTES = 7, 14  # of a number in version 2, and of its plan, at most
 
 
 class BitstreamError(ValueError):
@@ -117,14 +121,14 @@ def pack_number(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def unpack_number(data: bytes, at: int) -> tuple[int, int]:
+def unpack_number(data: bytes, at: int, most: int = NUMBER_BYTES) -> tuple[int, int]:
     """The number that begins at an offset, and the offset behind it.
 
     Raises:
-        BitstreamError: it is cut off, longer than it need be, or of more than 49 bits.
+        BitstreamError: it is cut off, longer than it need be, or of more than ``most`` bytes.
     """
     value = 0
-    for i in range(NUMBER_BYTES):
+    for i in range(most):
         if at + i >= len(data):
             raise BitstreamError(f"cut off: {len(data)} bytes end within the header")
         value |= (data[at + i] & 127) << 7 * i
@@ -132,14 +136,12 @@ def unpack_number(data: bytes, at: int) -> tuple[int, int]:
             if i and not data[at + i]:
                 break
             return value, at + i + 1
-    raise BitstreamError(
-        f"a number of the header is malformed: {data[at : at + NUMBER_BYTES].hex()}"
-    )
+    raise BitstreamError(f"a number of the header is malformed: {data[at : at + most].hex()}")
 
 
 def version_for(groups: int) -> int:
     """The shortest version that has room for a plan of so many groups and a whole checksum."""
-    return WHOLE if groups <= MAX_GROUPS[WHOLE] else LONG
+    return next((v for v in (WHOLE, LONG) if groups <= MAX_GROUPS[v]), LONGER)
 
 
 def pack_plan(plan: Sequence[int], groups: int = MAX_GROUPS[WHOLE]) -> bytes:
@@ -195,7 +197,7 @@ def parse(data: bytes) -> Stream:
         raise BitstreamError(f"not a .pqm file: it starts with {data[:4]!r}")
     version = data[len(MAGIC)] if len(data) > len(MAGIC) else WHOLE
     if version not in MODEL_BYTES:
-        raise BitstreamError(f"version {version} of the format, this program reads 1, 2 and 3")
+        raise BitstreamError(f"version {version} of the format, this program reads 1 to 4")
     least = FIELDS[version].size + CHECKSUM.size if version in FIELDS else COMPACT_BYTES
     if len(data) < least:
         raise BitstreamError(f"cut off: {len(data)} bytes, the header alone has {least}")
@@ -210,7 +212,7 @@ def parse(data: bytes) -> Stream:
 
 
 def _parse_whole(data: bytes, version: int) -> Stream:
-    """Versions 1 and 3; their length is checked."""
+    """Versions 1, 3 and 4; their length is checked."""
     fields = FIELDS[version]
     _, _, model, height, width, quality, stages, plan = fields.unpack_from(data)
     (crc32,) = CHECKSUM.unpack_from(data, fields.size)
@@ -225,16 +227,16 @@ def _parse_compact(data: bytes) -> Stream:
     _, _, model = COMPACT_FIXED.unpack_from(data)
     (check,) = COMPACT_CHECKSUM.unpack_from(data, COMPACT_FIXED.size)
     at, numbers = COMPACT_BYTES, []
-    for _ in range(7):
-        number, at = unpack_number(data, at)
+    for most in (*[NUMBER_BYTES] * 6, PLAN_BYTES):
+        number, at = unpack_number(data, at, most)
         numbers.append(number)
     height, width, rows, columns, quality, stages, plan = numbers
-    if max(height, width) > MAX_SIDE or max(quality, stages) > 255 or plan >> 48:
+    if max(height, width) > MAX_SIDE or max(quality, stages) > 255 or plan >> 96:
         raise BitstreamError("a number of the header is larger than an encoder writes")
     if min(rows, columns) < 1:
         raise BitstreamError(f"a grid of {rows} x {columns} codes")
     return Stream(
-        model, height, width, quality + 1, unpack_plan(plan.to_bytes(6, "little")), stages + 1,
+        model, height, width, quality + 1, unpack_plan(plan.to_bytes(12, "little")), stages + 1,
         data[at:], check, COMPACT, rows, columns,
     )  # fmt: skip
 

@@ -85,7 +85,7 @@ def compress_codes(
     if codes.ndim != 4 or tuple(codes.shape[1:3]) != codec.grid(height, width):
         raise ValueError(f"codes {tuple(codes.shape)} are not of {height} x {width} pixels")
     subcodes = codes.shape[3]
-    used = tuple(plan[: schedule.groups_of(subcodes, prior.config.group)])
+    used = schedule.filled(plan, subcodes, prior.config.group)
     total = len(schedule.stage_groups(subcodes, plan, prior.config.group))
     sent = total if stages is None else stages
     version = container.version_for(len(used))
@@ -116,7 +116,7 @@ def compress_compact(
     """
     prior = codec.needed_prior()
     rows, columns, subcodes = codes.shape
-    used = tuple(plan[: schedule.groups_of(subcodes, prior.config.group)])
+    used = schedule.filled(plan, subcodes, prior.config.group)
     if stages is None:
         stages = len(schedule.stage_groups(subcodes, used, prior.config.group))
     head = Stream(

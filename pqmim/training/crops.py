@@ -1,29 +1,20 @@
-"""Training images: WebDataset shards -> random crops.
-
-Every photograph is decoded once and kept as uint8 in memory (0.6 MB each), so the loop is never
-bound by JPEG decoding.  The crops of step ``n`` depend on the seed and ``n`` alone: a resumed run
-sees the batches that the interrupted one would have seen.
-"""
+"""Training images out of WebDataset shards, whole or damaged, as uint8 in memory."""
 
 from __future__ import annotations
 
 import logging
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pqmim.pictures.picture import BadPicture
 from pqmim.pictures.read import read
 
 log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SCALE_RANGE = (0.6, 1.5)  # of half the crops; the other half are one to one
 
 
 def load_images(shards: list[Path]) -> list[Tensor]:
@@ -93,36 +84,3 @@ def center_crops(images: list[Tensor], size: int, count: int) -> Tensor:
         if min(top, left) >= 0 and len(crops) < count:
             crops.append(image[:, top : top + size, left : left + size])
     return torch.stack(crops)
-
-
-def random_crop(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """One augmented crop, uint8 [3,size,size]: random place, scale and mirror."""
-    height, width = image.shape[1:]
-    scale = 1.0
-    if rng.random() < 0.5:
-        scale = float(np.exp(rng.uniform(*np.log(SCALE_RANGE))))
-    side = min(round(size / scale), height, width)
-    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    crop = image[:, top : top + side, left : left + side]
-    if side != size:
-        crop = F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True)[0]
-    return crop.flip(2) if rng.random() < 0.5 else crop
-
-
-def batches(
-    images: list[Tensor], size: int, batch: int, seed: int, first_step: int, threads: int = 1
-) -> Iterator[Tensor]:
-    """Endless uint8 [batch,3,size,size], made ahead by ``threads``, in the order of the steps."""
-
-    def make(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step % 2**32))
-        picks = rng.integers(len(images), size=batch)
-        return torch.stack([random_crop(images[i], size, rng) for i in picks])
-
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: list[Future[Tensor]] = [pool.submit(make, first_step + i) for i in range(threads)]
-        step = first_step + threads
-        while True:
-            ahead.append(pool.submit(make, step))
-            step += 1
-            yield ahead.pop(0).result()

@@ -38,6 +38,10 @@ class Powers:
     activations: list[dict[str, int]] = field(default_factory=list)
     rows: dict[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Of layers with several outputs, by name; kept on the device, as a recorded graph wants it.
+        self._outputs: dict[str, Tensor] = {}
+
     def bits(self, name: str) -> tuple[int, Tensor | int]:
         """Bits after the point of a layer's input and of its output."""
         if name == "head":
@@ -46,9 +50,11 @@ class Powers:
         found = self.activations[int(block)]
         into = {"out": found["o"], "down": found["h"]}.get(kind, exact.NORM_BITS)
         if kind == "query_key_value":
-            each = len(self.rows[name]) // 3
-            out = torch.tensor([found[c] for c in "qkv"]).repeat_interleave(each)
-            return into, out.to(self.rows[name].device)
+            if name not in self._outputs:
+                each = len(self.rows[name]) // 3
+                out = torch.tensor([found[c] for c in "qkv"]).repeat_interleave(each)
+                self._outputs[name] = out.to(self.rows[name].device)
+            return into, self._outputs[name]
         return into, OUTPUT_BITS[kind]
 
     def shift(self, name: str) -> Tensor:

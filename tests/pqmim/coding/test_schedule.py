@@ -57,9 +57,11 @@ def test_unknown_plan_bytes_are_refused(byte: int) -> None:
         schedule.stage_map(4, 4, 4, (byte,), 4)
 
 
-def test_a_plan_shorter_than_the_groups_is_refused() -> None:
-    with pytest.raises(ScheduleError, match="need 3"):
-        schedule.stage_map(4, 4, 9, (4, 2), 4)
+def test_groups_beyond_a_plan_have_one_stage() -> None:
+    assert schedule.filled((4, 2), 9, 4) == (4, 2, 1)
+    assert schedule.filled((4, 2, 8), 5, 4) == (4, 2)
+    short, long = (schedule.stage_map(9, 17, 12, plan, 4) for plan in ((4, 2), (4, 2, 1)))
+    assert (short == long).all()
 
 
 @settings(max_examples=60, deadline=None)

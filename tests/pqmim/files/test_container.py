@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -63,7 +64,7 @@ def changed(offset: int, value: bytes) -> bytes:
         (container.pack(STREAM, CODES)[:23], "cut off: 23 bytes"),
         (b"\xff\xd8\xff\xe0", "not a .pqm file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a .pqm file"),
-        (changed(2, b"\x09"), "version 9 of the format, this program reads 1, 2 and 3"),
+        (changed(2, b"\x09"), "version 9 of the format, this program reads 1 to 4"),
         (changed(11, b"\0\0"), "0 x 70 pixels"),
         (changed(13, b"\0\0"), "300 x 0 pixels"),
         (changed(16, b"\x06"), "7 stages sent, but the plan .* has 6"),
@@ -75,6 +76,19 @@ def changed(offset: int, value: bytes) -> bytes:
 def test_what_is_wrong_is_said(data, says):
     with pytest.raises(BitstreamError, match=says):
         container.parse(data)
+
+
+@pytest.mark.parametrize(("groups", "version"), [(4, 1), (5, 3), (8, 3), (9, 4), (16, 4)])
+def test_the_shortest_header_that_has_room_for_the_plan(groups, version):
+    plan = tuple([130, 16] * 8)[:groups]
+    assert container.version_for(groups) == version
+    compact = replace(STREAM, version=container.COMPACT, rows=3, columns=2, model=STREAM.model[:3])
+    for stream in (replace(STREAM, version=version), compact):
+        stream = replace(stream, plan=plan, quality=8 * groups)
+        read = container.parse(container.pack(stream, CODES))
+        assert read == replace(stream, crc32=read.crc32)
+    with pytest.raises(ValueError, match="room for 16 groups of sub-codes, not 17"):
+        container.pack(replace(compact, plan=(1,) * 17), CODES)
 
 
 FINGERPRINT = bytes(range(32)).hex()
