@@ -11,6 +11,7 @@ refused.  Values are 0..255: floats are refused, for nobody knows whether they e
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,6 +95,20 @@ def mask(values: Tensor | NDArray[np.bool_]) -> Tensor:
     if tensor.dtype != torch.bool:
         raise ValueError(f"a mask must be bool, not {_name(values)}")
     return tensor
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any type: of Python, numpy, or a tensor of one.
+
+    Raises:
+        ValueError: it is none; names the argument.
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
 
 
 def _checked(values: Any, dims: int) -> Tensor:

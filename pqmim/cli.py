@@ -16,14 +16,17 @@ from pathlib import Path
 
 from pqmim import __version__
 from pqmim.coding import schedule
+from pqmim.commands import files
 from pqmim.completion.rule import Rule
 
 USAGE, INTERRUPTED = 2, 130  # exit codes; 3: some of many files were not made
+MAX_THREADS = 1024  # PyTorch crashes of many more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and call; errors that a person can act on are one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    files.open_closed_streams()
     if argv[:1] == ["jobs"]:
         from pqmim.commands import jobs
 
@@ -42,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _, name = args.call.partition(":")
     try:
         args.device = errors.device_of(args.device)
-        return int(getattr(importlib.import_module(module), name)(args))
+        code = int(getattr(importlib.import_module(module), name)(args))
+        files.say("")  # and what is waiting, while an error can still be told
+        return code
     except KeyboardInterrupt:
         sys.stderr.write("pqmim: interrupted\n")
         return INTERRUPTED
@@ -73,8 +78,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         more and "files" not in args
     ):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if args.threads < 1:
-        parser.error("--threads must be 1 or more")
+    if not 1 <= args.threads <= MAX_THREADS:
+        parser.error(f"--threads {args.threads}: 1 to {MAX_THREADS}")
     if args.verb in ("compress", "decompress"):
         args.files += more  # names behind an option: argparse takes those before it alone
         _one_or_many(verbs.choices[args.verb], args)

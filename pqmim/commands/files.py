@@ -59,6 +59,8 @@ def read(name: str) -> bytes:
     with naming(name):
         if name == STDIO:
             return sys.stdin.buffer.read()
+        if not name:
+            raise FileError("an empty name, which is no file's")
         return Path(name).read_bytes()
 
 
@@ -79,8 +81,12 @@ class Output:
             if sys.stdout.isatty() and not self.force:
                 raise FileError("the output is no text for a terminal: redirect it, or --force")
             return
+        if not self.name:
+            raise FileError("an empty name, which is no file's")
         path = Path(self.name)
         with naming(self.name):
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()  # a loop of links, a name that is too long, a folder that is a file
             if path.is_dir():
                 raise FileError(f"{self.name}: a folder; for files in it, --output-dir {self.name}")
             if any(name != STDIO and _same(path, Path(name)) for name in inputs):
@@ -89,8 +95,11 @@ class Output:
                 raise FileError(f"{self.name}: it is there already; --force replaces it")
             if path.exists() and not os.access(path, os.W_OK):
                 raise FileError(f"{self.name}: write-protected")
-            if not path.resolve().parent.is_dir():
-                raise FileError(f"{self.name}: there is no folder {path.parent}")
+            folder = path.resolve().parent if path.is_symlink() else path.parent
+            if not folder.is_dir():
+                raise FileError(f"{self.name}: there is no folder {folder}")
+            if not _is_special(path) and not os.access(folder, os.W_OK | os.X_OK):
+                raise FileError(f"{self.name}: no right to write in the folder {folder}")
 
     def write(self, data: bytes) -> None:
         """All of the bytes, or nothing and what was there before.
@@ -122,20 +131,49 @@ def _is_special(path: Path) -> bool:
         return False
 
 
+def say(text: str) -> None:
+    """Text on standard output.
+
+    Raises:
+        FileError: its reader went away, it is closed, or there is no room.
+    """
+    with naming(STDIO), failing_once():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def _to_stdout(data: bytes) -> None:
-    """A reader that went away is an error once, here, and not again when the process ends."""
-    try:
+    with failing_once():
+        sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
+
+
+@contextmanager
+def failing_once() -> Iterator[None]:
+    """A reader that went away, or a full disk behind standard output, is an error once, here, and
+    not again when the process ends."""
+    try:
+        yield
+    except OSError:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
 
+def open_closed_streams() -> None:
+    """Standard streams that the caller has closed: an error where they are used.  Their numbers
+    are taken, or the next file that is opened would get one, and what is printed go into it."""
+    wrong_ways = (("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY))
+    for name, way in wrong_ways:
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(os.open(os.devnull, way), mode, closefd=False))
+
+
 def _put(path: Path, data: bytes, force: bool) -> None:
     """One file of these bytes, which appears at once, with the rights that open() would give."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

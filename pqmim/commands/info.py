@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 from pqmim import checkpoint
@@ -37,7 +36,7 @@ def info(args: argparse.Namespace) -> int:
             report = _file(name, files.read(name))
         else:
             report = _weights(name, checkpoint.read(name))
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    files.say(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -42,7 +42,7 @@ def clash(home: Path = HOME, packages: Sequence[str] = PACKAGES) -> str | None:
             return (
                 f"{places[0]} stands before pqmim's own {name!r} on Python's path: take its folder "
                 "out of PYTHONPATH, or rename it; 'pqmim jobs' does not look in the working "
-                "folder, 'python -m' does"
+                "folder, 'python -m jobs' does"
             )
         if not places:
             return f"no package {name!r} in {home}: install pqmim again"

@@ -37,6 +37,8 @@ def jobs_of(inputs: Sequence[str], folder: str, suffix: str, *, force: bool) -> 
     Raises:
         FileError: stdin, two inputs for one output, or a folder that cannot be made.
     """
+    if not folder or (Path(folder).exists() and not Path(folder).is_dir()):
+        raise FileError(f"--output-dir {folder or repr(folder)}: not the name of a folder")
     named: dict[str, list[str]] = collections.defaultdict(list)
     for name in inputs:
         if name == STDIO:

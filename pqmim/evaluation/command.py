@@ -92,7 +92,10 @@ def _notes(samples: Sequence[rd.Sample], known: published.Published | None) -> l
 
 def _point(text: str) -> OperatingPoint:
     quality, _, price = text.partition(":")
-    return OperatingPoint(int(quality), float(price or 0))
+    try:
+        return OperatingPoint(int(quality), float(price or 0))
+    except ValueError:
+        raise ValueError(f"--quality {text}: Q or Q:PRICE, as in 32:0.06") from None
 
 
 def _needs_matplotlib() -> None:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pqmim import arrays
 from pqmim.coding import range_coder, schedule
 from pqmim.coding import search as rd
 from pqmim.completion import filling
@@ -60,10 +61,12 @@ def search(codec: Tokenizer, pixels: Tensor, max_bytes: int) -> Choice:
     Raises:
         NoPriorError: the weights hold no entropy model.
         BudgetError: the smallest file of this image is larger; names it.
-        ValueError: pixels of another type or shape, or sides the format has no room for.
+        ValueError: pixels of another type or shape, sides the format has no room for, or a number
+            of bytes that is none.
     """
     _check(pixels)
     codec.needed_prior()
+    max_bytes = arrays.whole("max_bytes", max_bytes)
     grids = grids_of(*codec.grid(*pixels.shape[1:]))
     made: dict[int, Choice | None] = {}
     price = TYPICAL_PRICE
@@ -77,7 +80,8 @@ def search(codec: Tokenizer, pixels: Tensor, max_bytes: int) -> Choice:
         return found.psnr if found else 0.0
 
     wanted = 8 * max_bytes / TYPICAL_BITS
-    climb(score, len(grids), sum(rows * columns > wanted for rows, columns in grids[:-1]))
+    if max_bytes > 0:
+        climb(score, len(grids), sum(rows * columns > wanted for rows, columns in grids[:-1]))
     found = [choice for choice in made.values() if choice]
     if not found:
         least = len(_Grid(codec, pixels, grids[-1], 1, 0).file(MOST))

@@ -62,10 +62,11 @@ def test_what_shadows_nevertheless_is_named(folder, theirs):
     if theirs != "jobs":
         (folder / "jobs").rmdir()
     for command in (["../bin/pqmim"], ["-m", "pqmim"]):
-        path = str(folder) if command[0] != "-m" else ""
-        done = run(folder, *command, "jobs", "status", "--archive", "archive", path=path)
+        status = [*command, "jobs", "status", "--archive", "archive"]
+        done = run(folder, *status, path=str(folder))
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"pqmim jobs: {folder / theirs} stands before pqmim's own" in done.stderr
+        assert run(folder, *status).returncode == 0, "only the working folder has it"
     if theirs == "pipeline.py":
         done = run(folder, "-m", "jobs.status", "--archive", "archive")
         assert f"ImportError: {folder / theirs} stands before pqmim's own" in done.stderr
