@@ -196,6 +196,8 @@ def _jpeg2000(facts: Facts, image: Any, data: bytes) -> Facts:
         facts = replace(facts, icc=data[at + 7 : at - 4 + length])
         if facts.icc[16:20] == b"CMYK" and image.mode != "CMYK":
             what = what or "four inks of a profile"
+    if header >= 0 and b"pclr" in data[header : header + 4096] and image.mode not in ("P", "PA"):
+        what = what or "a palette of more than 8 bits"  # whose indexes Pillow would show
     if what:
         raise BadPicture(f"JPEG 2000 with {what} is not converted")
     return replace(facts, bits=bits, white=((1 << bits) - 1) << max(0, 16 - bits))

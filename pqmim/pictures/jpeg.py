@@ -96,25 +96,33 @@ def next_segment(data: bytes, at: int) -> Segment | None:
 
 def read_header(data: bytes) -> Header:
     """Size, and the metadata that concern the pixels."""
-    header, at = Header(), 2
-    while (segment := next_segment(data, at)) is not None:
-        marker, body, at = segment.marker, segment.body, segment.end
+    header, at, size = Header(), 2, len(data) - 4
+    while True:
+        start = at
+        # Nearly always a marker with a length stands here; all else is next_segment's.
+        if at < size and data[at] == 0xFF and SOI != (marker := data[at + 1]) >= 0xC0:
+            body = at + 4
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+        if at <= start + 3 or marker in BARE or marker == 0xFF:
+            segment = next_segment(data, start)
+            if segment is None:
+                break
+            marker, start, body, at = segment
         if marker in (SOS, EOI):
-            header.scan = segment.start
+            header.scan = start
             break
         if marker in FRAMES and not header.components and at - body >= 6:
             header.height = int.from_bytes(data[body + 1 : body + 3], "big")
             header.width = int.from_bytes(data[body + 3 : body + 5], "big")
             header.components = data[body + 5] if body + 5 < len(data) else 0
-            header.frame = segment.start
+            header.frame = start
         elif marker in (0xE1, 0xE2):
-            _application(data, segment, header)
+            _application(data, body, at, header)
     return header
 
 
-def _application(data: bytes, segment: Segment, header: Header) -> None:
+def _application(data: bytes, start: int, end: int, header: Header) -> None:
     """APP1 and APP2: EXIF, XMP, ICC parts, MPF, gain map."""
-    start, end = segment.body, segment.end
     if data.startswith(b"Exif\0", start):
         header.exif = header.exif or data[start + 6 : end]
     elif data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
@@ -265,7 +273,10 @@ def _profile(header: Header) -> tuple[bytes | None, tuple[str, ...]]:
 def _others(data: bytes, header: Header) -> tuple[str, ...]:
     """Second pictures of the file: gain maps, what a multi-picture index (MPF) lists, and what
     stands behind the end of the first."""
-    another, video = scans.behind(data, data.find(scans.EOI, header.scan) + 2)
+    metadata = bool(header.exif or header.xmp or header.mpf)
+    another, video = scans.behind_jpeg(data, header.scan, metadata)
+    if not (another or video or header.mpf):
+        return ("gain_map",) if header.gain_map else ()
     gain_map, pictures = header.gain_map, 1
     directory = next(ifd.directories(header.mpf), {}) if header.mpf else {}
     entries = directory.get(0xB002, ("", b""))[1]

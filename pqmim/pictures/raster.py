@@ -119,9 +119,12 @@ def _checked(image: Any, parts: png.Facts | None, colours: int, rules: Rules) ->
     if parts is not None:
         last = image.crop((0, image.height - 1, image.width, image.height))
         png.check_rows(parts, not np.any(np.asarray(last)))
+    said = []
     if 0 <= colours <= image.getextrema()[1]:
-        return (doubt(f"{image.format}: pixels of a colour beyond its palette", rules),)
-    return ()
+        said.append("pixels of a colour beyond its palette")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:  # somebody else's setting, of the whole process
+        said.append("Pillow fills in what is missing here (LOAD_TRUNCATED_IMAGES)")
+    return tuple(doubt(f"{image.format}: {text}", rules) for text in said)
 
 
 def _colours(image: Any) -> int:

@@ -19,6 +19,8 @@ PLANAR, COLOURS, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES = 284, 320, 322, 323
 INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, CHROMA = 332, 338, 339, 347, 530
 THUMBNAIL, MASK, OLD_THUMBNAIL = 1, 4, 2
 RAW, OLD_JPEG, JPEG = 1, 6, 7
+# LZW, Deflate in two ways, PackBits, LZMA, Zstandard; wheels of Pillow have no WebP or JPEG 2000
+READ = {RAW, 2, 3, 4, 5, OLD_JPEG, JPEG, 8, 32946, 32773, 34925, 50000}
 FAX = {2, 3, 4}  # compressions of libtiff that go on after damage
 WHITE_IS_ZERO, PALETTE, CMYK, YCBCR = 0, 3, 5, 6
 LAYOUTS = {  # photometric interpretation -> name, bits a sample
@@ -101,6 +103,8 @@ def _check(page: ifd.Directory) -> int:
         raise BadPicture(f"TIFF of {name} with {bits} bits of reversed order is not converted")
     if photometric == CMYK and ifd.number(page, INK_SET, 1) != 1:
         raise BadPicture("TIFF of inks other than cyan, magenta, yellow and black")
+    if compression not in READ:
+        raise BadPicture(f"TIFF of compression {compression} is not read")
     if compression == OLD_JPEG:
         raise BadPicture("TIFF with JPEG of the old style (6), which is not decoded strictly")
     _check_pieces(page, photometric, compression)
