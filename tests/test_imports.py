@@ -36,7 +36,7 @@ MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are 
     "pipeline.work": {"pipeline.archive", "pipeline.tars", "pipeline.store", "pipeline.plan",
                       "pipeline.keep", "pipeline.logs", "pqmim"},
     "pipeline.driver": {"pipeline.archive", "pipeline.store", "pipeline.plan", "pipeline.work",
-                        "pqmim.meter"},
+                        "pipeline.logs", "pqmim.meter"},
     "pipeline.observe": {"pipeline.driver", "pipeline.archive", "pipeline.store", "pipeline.plan"},
     "pipeline.price": {"pipeline.plan"},
     "pipeline.proof": {"pipeline.work", "pipeline.archive", "pipeline.tars", "pipeline.store",

@@ -11,6 +11,7 @@ and pyarrow, so that ``--help`` comes at once: its ``main`` imports what it work
 from __future__ import annotations
 
 import datetime
+import io
 import logging
 import os
 import secrets
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from pipeline import logs
 from pqmim.meter import Meter
 
+log = logging.getLogger(__name__)
 OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 
 _quiet = False  # set by --quiet
@@ -39,6 +41,15 @@ class _Lines(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _Records(io.StringIO):
+    """A stream whose lines become log records, where standard error is to have nothing else."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.info("%s", text.strip())
+        return len(text)
+
+
 def setup_logging() -> None:
     """One format for every job, on standard error."""
     logs.set_up(os.environ.get("PQMIM_LOG", "INFO").upper(), _Lines())
@@ -53,7 +64,7 @@ def be_quiet() -> None:
 
 def meter(what: str, total: float | None = None, unit: str = "images") -> Meter:
     """Progress of a job, for a person."""
-    return Meter(what, total, unit, quiet=_quiet)
+    return Meter(what, total, unit, quiet=_quiet, stream=_Records() if logs.is_json() else None)
 
 
 def run(main: Callable[[], int]) -> int:
@@ -69,7 +80,10 @@ def run(main: Callable[[], int]) -> int:
     except Exception as error:
         if not isinstance(error, _for_people()):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        if logs.is_json():
+            log.error("%s", error)
+        else:
+            sys.stderr.write(f"error: {error}\n")
         return USAGE
 
 

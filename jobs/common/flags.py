@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jobs import common
 from jobs.common import UsageError
+from pipeline import logs
 from pipeline.plan import ICC, STORES, Plan, Resources
 from pqmim.coding.schedule import DEFAULT_PRICE
 
@@ -23,12 +24,17 @@ def parser_of(job: str, description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress; warnings and the result")
+    parser.add_argument(
+        "--log-format", choices=logs.FORMATS, default=os.environ.get(logs.FORMAT, "text"),
+        help="of the log on standard error, replicas' own too (%(default)s)",
+    )  # fmt: skip
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with ``--quiet`` in force."""
+    """The arguments, with ``--quiet`` and ``--log-format`` in force."""
     args = parser.parse_args(argv)
+    logs.use(args.log_format)
     if args.quiet:
         common.be_quiet()
     return args

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobs import common
 from jobs.common.pools import open_pool
+from pipeline import logs
 from pipeline.archive import commit, layout, resume, table
 from pipeline.driver import policy, report, run
 from pipeline.driver.fleet import IN_FLIGHT
@@ -145,6 +147,7 @@ def work_off(
     progress.damaged += left.damaged
     progress.encodes = getattr(work, "__name__", "") == "encode_shard"
     name, state, message = common.run_id(), "interrupted", ""
+    os.environ[logs.RUN] = name  # said in the log
     try:
         if left.todo:
             resources = drive(

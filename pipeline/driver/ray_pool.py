@@ -24,6 +24,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from pipeline import logs
 from pipeline.driver.fleet import IN_FLIGHT, Down, Event, Moved, Returned, Up
 from pipeline.plan import Plan, Resources, ShardFailure, ShardSpec
 from pipeline.store import storage
@@ -37,6 +38,11 @@ NODE_LOST = ("node has died", "node was terminated", "node is dead", "node died"
 
 class ReplicaActor(Host):
     """One replica in one Ray actor."""
+
+    def __init__(self, store: storage.Store, plan: Plan, resources: Resources, work: Work) -> None:
+        if logs.inherited():  # else Ray's own way, which is warnings alone
+            logs.set_up(logging.INFO, logging.StreamHandler())
+        super().__init__(store, plan, resources, work)
 
     def ready(self) -> Ready:
         """See :class:`Host`."""
@@ -54,6 +60,7 @@ class RayPool:
         actor = actor.options(
             num_gpus=resources.gpus_per_replica, num_cpus=resources.cpus_per_replica,
             max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT + 1,  # and moved()
+            **({"runtime_env": {"env_vars": found}} if (found := logs.inherited()) else {}),
         )  # fmt: skip
         self._make: Callable[[], Any] = lambda: actor.remote(store, plan, resources, work)
         self.resources = resources

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from pipeline import logs
 from pipeline.plan import (
     Alone,
     Counts,
@@ -59,13 +61,15 @@ class Host:
 
     def run(self, spec: ShardSpec, attempt: int) -> ShardResult | ShardFailure:
         """Do one shard."""
-        try:
-            return self.work(spec, self.plan, self.store, self.replica, attempt)
-        except Exception as error:
-            log.exception("shard %s failed", spec.url)
-            return ShardFailure(spec.shard_id, spec.url, classify(error), say(error), attempt)
-        finally:
-            self.replica.clocks.pop(spec.shard_id, None)
+        replica = f"{socket.gethostname()}:{os.getpid()}"
+        with logs.about(shard=spec.shard_id, replica=replica):
+            try:
+                return self.work(spec, self.plan, self.store, self.replica, attempt)
+            except Exception as error:
+                log.exception("shard %s failed", spec.url)
+                return ShardFailure(spec.shard_id, spec.url, classify(error), say(error), attempt)
+            finally:
+                self.replica.clocks.pop(spec.shard_id, None)
 
     def moved(self) -> dict[str, Counts]:
         """How far the shards in flight are, by shard id."""
