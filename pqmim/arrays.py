@@ -74,7 +74,7 @@ def by_size(pictures: Pictures) -> list[tuple[list[int], Tensor]]:
 
 
 def codes(values: Tensor | NDArray[Any]) -> Tensor:
-    """Codes of any integer type, a tensor or a numpy array -> a tensor.
+    """Codes of any integer type, a tensor or a numpy array -> a tensor, uint8 if all are below 256.
 
     Raises:
         ValueError: of another kind, or no integers.
@@ -82,6 +82,10 @@ def codes(values: Tensor | NDArray[Any]) -> Tensor:
     tensor = _tensor(values, "codes")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"codes must be integers, not {_name(values)}")
+    if tensor.dtype != torch.uint8 and tensor.numel():
+        wide = tensor.to(torch.int64)  # uint16 has no minimum
+        if 0 <= int(wide.min()) <= int(wide.max()) < 256:
+            return wide.to(torch.uint8)
     return tensor
 
 
@@ -135,11 +139,16 @@ def _checked(values: Any, dims: int) -> Tensor:
 def _tensor(values: Any, what: str) -> Tensor:
     """The same as a tensor, without a copy where that may be."""
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            kind = "without values (meta)" if values.is_meta else "sparse: .to_dense()"
+            raise ValueError(f"{what} must be plain numbers, not {_name(values)} {kind}")
         return values
     if not isinstance(values, np.ndarray):
         raise ValueError(f"{what} must be a tensor or a numpy array, not {_name(values)}")
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{what}: {_name(values)} with a mask: .filled(VALUE) says what it hides")
     try:
-        plain = np.ascontiguousarray(values)
+        plain = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
         return torch.from_numpy(plain if plain.flags.writeable else plain.copy())
     except TypeError as error:  # texts, objects
         raise ValueError(f"{what} must be numbers, not {_name(values)}") from error

@@ -219,6 +219,8 @@ def read(name_or_path: str | Path) -> bytes:
     Raises:
         CheckpointError: nothing of that name, or a folder of none or several.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise CheckpointError(f"weights {name_or_path!r}: a path or a name is meant")
     if str(name_or_path) == DEFAULT:
         name_or_path = WEIGHTS / (WEIGHTS / "DEFAULT").read_text().strip()
     path = Path(name_or_path)

@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from pqmim.arguments import checked
+
 Call = TypeVar("Call", bound=Callable[..., Any])
 DEVICES = ("cpu", "cuda")
 
@@ -51,7 +53,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def plainly(function: Call) -> Call:
-    """A function that runs as in a fresh process, whatever its caller has set."""
+    """A function that runs as in a fresh process, whatever its caller has set, and with arguments
+    that :mod:`pqmim.arguments` has checked."""
+    check = checked(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -60,6 +64,7 @@ def plainly(function: Call) -> Call:
         if getattr(_here, "plain", False):
             return function(*args, **kwargs)
         with _plain():
+            args, kwargs = check(*args, **kwargs)
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]

@@ -226,6 +226,8 @@ class Tokenizer:
         """
         codes = arrays.codes(codes)
         self.check_codes(codes, height, width)
+        if len(codes) == 0:
+            return torch.empty((0, 3, height, width), dtype=torch.uint8, device=self.device)
         codes = codes.to(self.device, torch.int64)
         if known is None:
             return tiles.decode(self.model, codes)[..., :height, :width].contiguous()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.archive import table
 from pipeline.archive.manifest import Manifest
@@ -27,12 +31,17 @@ class Query:
 
     @classmethod
     def of(
-        cls, columns: str | Sequence[str], where: Filter | Sequence[Filter], checksums: bool
+        cls,
+        columns: str | Sequence[str] | None,
+        where: Filter | Sequence[Filter] | None,
+        checksums: bool,
     ) -> Query:
         """As callers write it: one name or several, one filter or several, tuples or lists."""
-        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        names = (columns,) if isinstance(columns, str) else tuple(columns or ())
+        names = tuple(dict.fromkeys(names))
         filters = list[Filter]()
-        for one in [where] if where and isinstance(where[0], str) else where:
+        alone = not isinstance(where, list | tuple) or (where and isinstance(where[0], str))
+        for one in [where] if where and alone else where or ():
             if not (isinstance(one, tuple | list) and len(one) == 3 and isinstance(one[0], str)):
                 raise MissingColumn(
                     f"where {one!r}: a filter is (column, operator, value), as in "
@@ -68,6 +77,37 @@ def check_query(manifest: Manifest, query: Query, root: str) -> None:
                 f"{root}: no column {name!r} to read beside the codes (kept columns: {kept}): "
                 "labels and the like come in with jobs.encode --keep"
             )
-    for column, operator, _ in query.where:
-        if operator not in (*OPERATORS, VALID):
-            raise MissingColumn(f"where {column!r} {operator!r}: one of {OPERATORS} or {VALID!r}")
+    for one in query.where:
+        _check_filter(one, table.schema(manifest.plan).field(one[0]).type)
+
+
+def _check_filter(one: Filter, kind: pa.DataType) -> None:
+    """Refuse an operator that there is not, and a value that the column cannot be compared with."""
+    column, sign, value = one
+    if sign not in (*OPERATORS, VALID):
+        raise MissingColumn(f"where {column!r} {sign!r}: one of {OPERATORS} or {VALID!r}")
+    if sign == VALID or value is None:
+        if not isinstance(value, bool):
+            raise MissingColumn(f"where {one!r}: missing values are ({column!r}, {VALID!r}, False)")
+        return
+    if sign.endswith("in") and (isinstance(value, str | bytes) or not isinstance(value, Iterable)):
+        raise MissingColumn(f"where {one!r}: {sign!r} takes a list of values")
+    try:
+        pa.table({column: pa.array([], kind)}).filter(pq.filters_to_expression([one]))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise MissingColumn(f"where {one!r}: the column is {kind}: {error}") from error
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """A whole number of any type, as a plain one that JSON takes.
+
+    Raises:
+        ValueError: it is none, or is below ``least``.
+    """
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+    if found < least:
+        raise ValueError(f"{name} {found}: from {least}")
+    return found

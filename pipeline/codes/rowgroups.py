@@ -90,7 +90,7 @@ def read(store: Store, manifest: Manifest, group: int, query: Query) -> GroupRow
             data, offsets = _values(found["codes"])
     except table.UNREADABLE as error:
         raise BadTable(f"{where}: damaged: {error}; jobs.verify says more") from error
-    rows = found.select(["key", *query.columns])
+    rows = found.select(list(dict.fromkeys(["key", *query.columns])))
     if len(chosen) < len(ok):
         rows = rows.take(chosen)
     origin = np.stack([np.full(len(chosen), group), chosen], 1).astype(np.uint32)

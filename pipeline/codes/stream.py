@@ -19,6 +19,7 @@ more than ``buffer_bytes`` of them.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,12 +34,13 @@ from pipeline.codes.counts import RowCounts
 from pipeline.codes.epochs import Epochs
 from pipeline.codes.errors import NotHere, StateMismatch
 from pipeline.codes.order import Cursor
-from pipeline.codes.query import Filter, Query
+from pipeline.codes.query import Filter, Query, whole
 from pipeline.codes.reading import BatchReader
 from pipeline.codes.shares import Dealer
 from pipeline.codes.window import CodeBatch, Place
 from pipeline.store.storage import Store
 
+log = logging.getLogger(__name__)
 BUFFER_BYTES = 32 << 20  # 16,000 images of 16 x 16 x 8
 ORDER = "by rows"  # of the states; those of other orders mean other rows
 
@@ -90,12 +92,13 @@ class CodeStream(IterableDataset[CodeBatch]):
             pipeline.archive.manifest.MissingManifest, pipeline.codes.errors.NoCodes,
             MissingColumn, TooFewImages: each with the way out.
         """
-        if not 0 <= rank < world_size or batch_size < 1:
-            raise ValueError(f"rank {rank} of {world_size}, batch_size {batch_size}")
-        if grid is not None and len(grid) != 2:
+        self.rank, self.world_size = whole("rank", rank, 0), whole("world_size", world_size, 1)
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank {rank} of {world_size}: ranks begin at 0")
+        if grid is not None and (not isinstance(grid, list | tuple) or len(grid) != 2):
             raise ValueError(f"grid {grid!r}: (rows, columns) of the codes")
-        self.rank, self.world_size = rank, world_size
-        self.seed, self.batch_size, self.buffer_bytes = seed, batch_size, buffer_bytes
+        self.seed, self.batch_size = whole("seed", seed, 0), whole("batch_size", batch_size, 1)
+        self.buffer_bytes = int(buffer_bytes)
         self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
         self.drop_last, self.even_batches = drop_last, even_batches
         self.query = Query.of(columns, where, checksums)
@@ -160,13 +163,17 @@ class CodeStream(IterableDataset[CodeBatch]):
         Raises:
             StateMismatch: it is of another archive, split, seed, batch size or filter.
         """
+        if not isinstance(state, Mapping):
+            raise StateMismatch(f"a state is what state_dict() gives, not a {type(state).__name__}")
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise StateMismatch(
                     f"the state has {name} {state.get(name)!r}, this stream {mine!r}: make the "
                     "stream as it was, or start without the state"
                 )
-        there = {name: state[name] for name in ("epoch", "workers", "cursors")}
+        there = {name: state.get(name) for name in ("epoch", "workers", "cursors")}
+        if not (isinstance(there["epoch"], int) and isinstance(there["cursors"], Mapping)):
+            raise StateMismatch("the state is of no epoch: a part of what state_dict() gives")
         self._progress = _progress(there) if there["cursors"] else None
         if get_worker_info() is None:
             self._epochs.set(there["epoch"], there if there["cursors"] else None)
@@ -175,6 +182,7 @@ class CodeStream(IterableDataset[CodeBatch]):
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration is this epoch from its beginning; every rank must be told the same."""
+        epoch = whole("epoch", epoch, 0)
         self._progress = None
         self._epochs.set(epoch)
 
@@ -256,6 +264,9 @@ class CodeStream(IterableDataset[CodeBatch]):
             yield batch
         if self._progress is progress and worker not in progress.cursors:
             self._progress = None  # no row at all: the next epoch
+            if workers <= 1:
+                log.warning("%s: an empty epoch: no image passes %s", self.store.root,
+                            self.query.where or "as ok")  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker reads the manifest itself: its Parquet reader cannot be sent."""

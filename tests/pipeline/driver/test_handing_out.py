@@ -47,15 +47,19 @@ def list_scheduling(comes: list[float], takes: list[float]) -> float:
 
 @pytest.mark.parametrize("replicas", [2, 8, 100])
 @pytest.mark.parametrize("spread", [(8.0, 8.0), (4.0, 12.0), (1.0, 15.0)])
-def test_the_run_takes_no_longer_than_list_scheduling(tmp_path, replicas, spread):
-    step = 1 if replicas < 10 else 39
+@pytest.mark.parametrize("last", [10.0, 40.0])
+def test_the_run_takes_no_longer_than_list_scheduling(tmp_path, replicas, spread, last):
+    """Replicas come up between 1 s and ``last``; 1 to 4 shards for each."""
+    step, draws = (1, 3) if replicas < 10 else (39, 1)
     for count in range(1, 4 * replicas + 1, step):
-        draw = random.Random(count)
-        comes = [draw.uniform(1.0, 10.0) for _ in range(replicas)]
-        takes = {name: draw.uniform(*spread) for name in names(count)}
-        run = Run(tmp_path / str(count), Replicas(comes, takes), names(count), replicas)
-        assert run.progress.done == count
-        assert run.seconds <= 1.1 * list_scheduling(comes, list(takes.values())) + OPEN_S, count
+        for number in range(draws):
+            draw = random.Random(1000 * number + count)
+            comes = [draw.uniform(1.0, last) for _ in range(replicas)]
+            takes = {name: draw.uniform(*spread) for name in names(count)}
+            folder = tmp_path / f"{count}-{number}"
+            run = Run(folder, Replicas(comes, takes), names(count), replicas)
+            assert run.progress.done == count
+            assert run.seconds <= 1.1 * list_scheduling(comes, list(takes.values())), folder
 
 
 def test_two_shards_go_to_two_replicas_although_one_is_up_first(tmp_path):
