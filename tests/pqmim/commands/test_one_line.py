@@ -25,6 +25,7 @@ from pqmim.commands.files import FileError
 from pqmim.files import container
 from tests.code_archives import make
 from tests.models import tiny_bytes
+from tests.picture_files import RGB, png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 33, 3), np.uint8)
 SUFFIXES = sorted({*Image.registered_extensions(), ".heic", ".txt", ".pqm", ""})
@@ -204,7 +205,15 @@ def test_what_codes_do_not_hold_is_said(folder, capsys):
     frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
     frames[0].save("a.gif", save_all=True, append_images=frames[1:])
     Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]])).save("b.png")
-    for name, loss in (("a.gif", "all but the first of 2 pictures"), ("b.png", "transparency")):
+    samples = PIXELS.astype(int)
+    Path("c.png").write_bytes(png(samples, 8, RGB, [(b"cICP", bytes([9, 16, 0, 1]))]))
+    Image.fromarray(PIXELS).save("d.jpg")
+    with Path("d.jpg").open("ab") as file:
+        file.write(b"\0\0\0\x18ftypmp42" + b"\0" * 99)
+    for name, loss in (
+        ("a.gif", "all but the first of 2 pictures"), ("b.png", "transparency"),
+        ("c.png", "its colour space (pq), taken as sRGB"), ("d.jpg", "its video"),
+    ):  # fmt: skip
         assert main(["compress", name, f"{name}.pqm", "--weights", "w"]) == 0
         assert f"note: {name}: not held: {loss}" in capsys.readouterr().err
         assert main(["compress", name, "q.pqm", "--force", "--weights", "w", "--quiet"]) == 0
