@@ -74,6 +74,20 @@ def inherited() -> dict[str, str]:
 
 
 @contextmanager
+def run(name: str) -> Iterator[None]:
+    """Say this run in all records of this process within the block, and of those it starts."""
+    before = os.environ.get(RUN)
+    os.environ[RUN] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RUN]
+        else:
+            os.environ[RUN] = before
+
+
+@contextmanager
 def about(**facts: str) -> Iterator[None]:
     """Say these facts in every record of this thread within the block."""
     token = _about.set({**_about.get(), **facts})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -147,12 +146,12 @@ def work_off(
     progress.damaged += left.damaged
     progress.encodes = getattr(work, "__name__", "") == "encode_shard"
     name, state, message = common.run_id(), "interrupted", ""
-    os.environ[logs.RUN] = name  # said in the log
     try:
         if left.todo:
-            resources = drive(
-                plan, left.todo, store, store, progress, resources, work, max_bad_images, limits
-            )
+            with logs.run(name):
+                resources = drive(
+                    plan, left.todo, store, store, progress, resources, work, max_bad_images, limits
+                )
         state = "complete"
     except policy.Stopped as stop:
         state, message = "stopped", str(stop)

@@ -35,6 +35,7 @@ STEP = 2**-0.25  # of the sides, from one grid to the next smaller one
 PLAN = schedule.DEFAULT_PLAN
 SLACK = 0.003  # of the bytes may be left over
 TRIALS = 12  # prices of one grid
+TRUSTED = 2  # guesses in a row that were too small, before the lowest price of all is tried
 CLOSE = 0.01  # relative: prices that are nearer than that are the same
 WHOLE_FROM = 4096  # bytes from which a file of the whole grid has a checksum of 32 bits
 
@@ -209,6 +210,8 @@ class _Grid:
 
 def _between(low: Point, high: Point, guess: float, trial: int) -> float:
     """The next logarithm of a price to try, inside of low .. high."""
+    if low[1] is None and trial >= TRUSTED:  # is any file too large?
+        return low[0]
     if low[1] is not None and high[1] is not None and trial % 3:
         share = (low[1] + SLACK / 2) / max(low[1] - high[1], 1e-9)
         guess = low[0] + (high[0] - low[0]) * min(max(share, 0.05), 0.95)

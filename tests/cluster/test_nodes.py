@@ -292,7 +292,8 @@ def test_sigterm_leaves_a_summary_and_the_same_command_ends_the_job(
         run.until_done(2)
         run.process.send_signal(signal.SIGTERM)
         summary = run.ends(common.INTERRUPTED)
-    assert summary["state"] == "interrupted" and 1 <= summary["shards_done"] < 20
+    # Of what is committed the driver may not have heard all.
+    assert summary["state"] == "interrupted" and summary["shards_done"] < 20
     pid = run.replicas()["replica-1"][0]
     deadline = time.monotonic() + 20
     while alive(pid):

@@ -33,7 +33,7 @@ def job(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
              "--local", *arguments]  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "jobs.encode", *given], capture_output=True, text=True, timeout=300,
-        env=os.environ | environment,
+        env={k: v for k, v in os.environ.items() if k != logs.RUN} | environment,
     )  # fmt: skip
 
 

@@ -59,6 +59,13 @@ def test_the_choice_is_measured_as_its_reader_sees_it():
     assert choice.psnr == psnr(pixels.numpy(), shown.numpy())
 
 
+@pytest.mark.parametrize("limit", [20_000, 10**9])
+def test_more_bytes_than_any_file_takes_give_the_best_one(limit):
+    """Guesses from one size to the next never came to the lowest price."""
+    choice = budget.search(shipped(), photograph(96, 96), limit)
+    assert choice.price == pytest.approx(budget.LEAST)
+
+
 def photograph(height: int, width: int) -> torch.Tensor:
     """The middle of a photograph, uint8 [3, height, width]."""
     pixels = photos.photograph()[0]
