@@ -247,10 +247,9 @@ class Tokenizer:
         quantizer = self.model.quantizer
         sent = quantizer.codewords_of(codes.to(self.device, torch.int64))
         sent = torch.where(known.to(self.device)[..., None], sent, other.to(sent))
-        absent = quantizer.absent[codes.shape[3] :].expand(*codes.shape[:3], -1, -1)
-        vectors = torch.cat([sent, absent.to(sent)], dim=3)
-        latent = quantizer.assemble(vectors).permute(0, 3, 1, 2)
-        return tiles.decode_latent(self.model, latent)[..., :height, :width].contiguous()
+        return tiles.decode_latent(self.model, quantizer.latent_of(sent))[
+            ..., :height, :width
+        ].contiguous()
 
     def check_codes(self, codes: Tensor, height: int, width: int) -> None:
         """Raises ValueError for codes that cannot be of such an image or such a model."""

@@ -117,13 +117,15 @@ class ProductQuantizer(nn.Module):
             if span.start >= span.stop:
                 break
             vectors = self.rows(rows)[:, span].transpose(0, 1)
-            penalty = None
-            if lengths is not None:
-                penalty = lengths[span] * (price / (2 * self.gain[span, None]))
+            penalty = None if lengths is None else self.penalty(lengths, price)[span]
             found.append(self.nearest(vectors, span.start, penalty).T)
             if span.stop < quality:
                 rows = rows - self.assemble(self.codewords_of(found[-1], span.start), span.start)
         return torch.cat(found, 1)
+
+    def penalty(self, lengths: Tensor, price: float | Tensor) -> Tensor:
+        """[..., M, K] in bits, at a price -> what they add to half of the squared distance."""
+        return lengths * (price / (2 * self.gain[:, None]))
 
     def lengths_at(self, price: float) -> Tensor | None:
         """[M, K] static code lengths in bits at a price: a mixture of the nearest prices' codes."""
@@ -145,7 +147,10 @@ class ProductQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes integer [B, h, w, m], m <= M -> latent [B, C, h, w]; the rest is absent."""
-        sent = self.codewords_of(codes)  # [B, h, w, m, d]
-        absent = self.absent[codes.shape[3] :].expand(*codes.shape[:3], -1, -1)
-        vectors = torch.cat([sent, absent.to(sent.dtype)], dim=3)
-        return self.assemble(vectors).permute(0, 3, 1, 2)
+        return self.latent_of(self.codewords_of(codes))
+
+    def latent_of(self, vectors: Tensor) -> Tensor:
+        """Vectors [B, h, w, m, d], m <= M -> latent [B, C, h, w]; the rest is absent."""
+        absent = self.absent[vectors.shape[3] :].expand(*vectors.shape[:3], -1, -1)
+        whole = torch.cat([vectors, absent.to(vectors.dtype)], dim=3)
+        return self.assemble(whole).permute(0, 3, 1, 2)
