@@ -102,6 +102,10 @@ class Decoder(nn.Module):
         """See the class."""
         return self.trunk(x) + self.patch(self.linear(x))
 
+    def power(self) -> Tensor:
+        """Squared pixels that one of each channel of the latent is worth in the linear map, [C]."""
+        return self.linear.weight.detach().square().sum(dim=(0, 2, 3))
+
 
 class PQVAE(nn.Module):
     """Encoder, product quantizer and decoder: the whole lossy half of the codec."""
@@ -116,9 +120,8 @@ class PQVAE(nn.Module):
     @torch.no_grad()
     def refresh_gain(self) -> None:
         """Take over from the linear decoder what an error of each sub-code costs in the pixels."""
-        power = self.decoder.linear.weight.square().sum(dim=(0, 2, 3))  # [C]
         used = self.encoder.used.flatten()
-        total = self.quantizer.rows(power * used).sum(1)
+        total = self.quantizer.rows(self.decoder.power() * used).sum(1)
         self.quantizer.gain.copy_(total / self.quantizer.rows(used).sum(1).clamp_min(1.0))
 
     @torch.no_grad()

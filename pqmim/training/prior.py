@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,12 @@ from pqmim.coding import payloads, schedule
 from pqmim.prior import exact, load
 from pqmim.prior.config import WINDOW, PriorConfig
 from pqmim.training.network import Prior
+from pqmim.training.state import State, adamw, towards
 from pqmim.training.to_integers import Powers, calibrate, export, quantise
 
 Codes = NDArray[np.uint8]  # [h, w, M]
 OCTAVES_PER_LOGIT = 1 / exact.OCTAVE
+CALIBRATED = 8  # batches that give the powers
 CHAIN_RATE = 10.0  # relative: what the chain adds to is ten times as large as an embedding
 
 
@@ -136,59 +139,73 @@ def batches(
         step += 1
 
 
-def loss_bits(prior: Prior, powers: Powers | None, batch: Batch) -> Tensor:
-    """Mean code length of the masked cells in bits; through the integers if given ``powers``."""
-    config = prior.config
+def hidden_states(
+    prior: Prior, powers: Powers | None, tokens: Tensor, present: Tensor | None
+) -> tuple[exact.Network | None, Tensor]:
+    """The integer form, if given ``powers``, and the hidden states [B, 256, dims] of windows."""
     if powers is None:
-        hidden = prior.hidden(batch.tokens, batch.present)
-    else:
-        net = quantise(prior, powers)
-        hidden = exact.hidden(net, batch.tokens, batch.present)
-    total = hidden.new_zeros(())
-    for group in range(config.groups):
-        span = slice(group * config.group, (group + 1) * config.group)
-        mine = torch.tensor([g == group for g in batch.groups], device=hidden.device)
-        masked = batch.masked[mine][..., span].flatten(0, 2)  # [n, group]
-        rows = masked.any(-1)
-        chosen = hidden[mine].flatten(0, 1)[rows]
-        codes = batch.targets[mine][..., span].flatten(0, 2)[rows]
-        octaves = []
-        for head, part in config.parts(span):
-            before = codes[:, : part.start - span.start]
-            if powers is None:
-                octaves.append(prior.logits(chosen, head, before))
-            else:
-                octaves.append(exact.logits(net, chosen, head, before) * OCTAVES_PER_LOGIT)
-        nats = F.cross_entropy(
-            torch.cat(octaves, 1).flatten(0, 1) * math.log(2), codes.flatten(), reduction="none"
-        )
-        total = total + nats[masked[rows].flatten()].sum()
-    return total / batch.masked.sum().clamp_min(1) / math.log(2)
+        return None, prior.hidden(tokens, present)
+    net = quantise(prior, powers)
+    return net, exact.hidden(net, tokens, present)
 
 
-class Trainer:
-    """The state of one run: what a checkpoint holds."""
+def group_octaves(
+    prior: Prior, net: exact.Network | None, group: int, rows: Tensor, codes: Tensor
+) -> Tensor:
+    """What one group's heads say, [n, group, K] log2 probabilities up to a constant.
 
-    def __init__(self, recipe: PriorRecipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    Args:
+        net: the integer form, which is asked if it is given, through the gradient of its floats.
+        rows: hidden states [n, dims].
+        codes: int64 [n, group], of which the chain sees the earlier ones.
+    """
+    config = prior.config
+    span, octaves = slice(group * config.group, (group + 1) * config.group), []
+    for head, part in config.parts(span):
+        before = codes[:, : part.start - span.start]
+        if net is None:
+            octaves.append(prior.logits(rows, head, before))
+        else:
+            octaves.append(exact.logits(net, rows, head, before) * OCTAVES_PER_LOGIT)
+    return torch.cat(octaves, 1)
+
+
+class PriorState(State):
+    """The state of a run of stage 2, on whatever windows; ``powers`` in its integer phase."""
+
+    model: Prior
+    average: Prior
+
+    def __init__(self, recipe: Any, device: torch.device) -> None:
+        super().__init__(device)
+        self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.model = Prior(recipe.model).to(device)
         self.average = copy.deepcopy(self.model)
-        chain = [] if self.model.chain is None else [self.model.chain]
-        named = [p for name, p in self.model.named_parameters() if name != "chain"]
-        decayed, others = ([p for p in named if (p.ndim == 2) == flat] for flat in (True, False))
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.weight_decay},
-             {"params": others, "weight_decay": 0.0},
-             {"params": chain, "weight_decay": 0.0, "rate": CHAIN_RATE}],
-            lr=recipe.peak_lr, betas=(0.9, 0.98), fused=True,
+        named = list(self.model.named_parameters())
+        rest = [p for name, p in named if name != "chain"]
+        self.optimizer = adamw(
+            [{"params": [p for p in rest if p.ndim == 2], "share": 1.0,
+              "weight_decay": recipe.weight_decay},
+             {"params": [p for p in rest if p.ndim != 2], "share": 1.0},
+             {"params": [p for name, p in named if name == "chain"], "share": CHAIN_RATE}],
+            device, betas=(0.9, 0.98),
         )  # fmt: skip
         self.powers: Powers | None = None
-        self.step, self.seconds = 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Everything, to be saved."""
+        powers = None if self.powers is None else dataclasses.asdict(self.powers)
+        return super().state() | {"powers": powers}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        super().restore(state)
+        self.powers = None if state["powers"] is None else Powers(**state["powers"])
 
     def learning_rate(self) -> float:
         """Warm-up, cosine to 2 % of the peak over the float phase; then constant, falling to 0."""
-        recipe, used = self.recipe, self.seconds / (60 * self.recipe.minutes)
+        recipe, used = self.recipe, self.used
         if used < recipe.warmup:
             return recipe.peak_lr * max(used / recipe.warmup, 0.01)
         if self.powers is not None:
@@ -197,59 +214,69 @@ class Trainer:
         done = (used - recipe.warmup) / (1 - recipe.integer_share - recipe.warmup)
         return recipe.peak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
-        """One update."""
-        lr = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("rate", 1.0)
-        loss = loss_bits(self.model, self.powers, batch)
+    def is_due_for_integers(self) -> bool:
+        """Whether the rest of the budget is that of the integer phase, which has not begun."""
+        return self.powers is None and self.used >= 1 - self.recipe.integer_share
+
+    @torch.no_grad()
+    def calibrated(self, windows: Iterable[tuple[Tensor, Tensor | None]]) -> Powers:
+        """Powers of the averaged weights as they are now, by tokens and what is present."""
+        return calibrate(self.average, list(windows))
+
+    def start_integers(self, windows: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Go on from the averaged weights, through the integers."""
+        self.model.load_state_dict(self.average.state_dict())
+        self.powers = self.calibrated(windows)
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """One step of the optimiser down a loss; the norm of the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        decay = min(self.recipe.weight_average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+        return norm
+
+
+def loss_bits(prior: Prior, powers: Powers | None, batch: Batch) -> Tensor:
+    """Mean code length of the masked cells in bits; through the integers if given ``powers``."""
+    config = prior.config
+    net, hidden = hidden_states(prior, powers, batch.tokens, batch.present)
+    total = hidden.new_zeros(())
+    for group in range(config.groups):
+        span = slice(group * config.group, (group + 1) * config.group)
+        mine = torch.tensor([g == group for g in batch.groups], device=hidden.device)
+        masked = batch.masked[mine][..., span].flatten(0, 2)  # [n, group]
+        rows = masked.any(-1)
+        chosen = hidden[mine].flatten(0, 1)[rows]
+        codes = batch.targets[mine][..., span].flatten(0, 2)[rows]
+        octaves = group_octaves(prior, net, group, chosen, codes).flatten(0, 1)
+        nats = F.cross_entropy(octaves * math.log(2), codes.flatten(), reduction="none")
+        total = total + nats[masked[rows].flatten()].sum()
+    return total / batch.masked.sum().clamp_min(1) / math.log(2)
+
+
+class Trainer(PriorState):
+    """A run on grids of codes of an archive."""
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One update."""
+        lr = self.learning_rate()
+        self.set_rates(lr)
+        loss = loss_bits(self.model, self.powers, batch)
+        norm = self.descend(loss)
+        towards(self.average.parameters(), self.model.parameters(), self.average_rate)
         self.step += 1
         return {"bits": float(loss.detach()), "norm": float(norm), "lr": lr}
 
-    def start_integers(self, images: Sequence[Codes]) -> None:
-        """Calibrate the averaged weights and go on from them, through the integers."""
-        self.model.load_state_dict(self.average.state_dict())
+    def some_windows(self, images: Sequence[Codes]) -> list[tuple[Tensor, Tensor | None]]:
+        """Windows to calibrate with, always the same."""
         stream = batches(images, self.recipe, 10**9, self.device)
-        parts = [next(stream) for _ in range(8)]
-        self.powers = calibrate(self.average, [(b.tokens, b.present) for b in parts])
-
-    def save(self, path: Path) -> None:
-        """Write the whole state; the old file stays until the new one is complete."""
-        state = {
-            "recipe": dataclasses.asdict(self.recipe), "step": self.step, "seconds": self.seconds,
-            "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "powers": None if self.powers is None else dataclasses.asdict(self.powers),
-        }  # fmt: skip
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Continue from :meth:`save` output."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.powers = None if state["powers"] is None else Powers(**state["powers"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        return [(batch.tokens, batch.present) for batch in itertools.islice(stream, CALIBRATED)]
 
 
 def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
     """Bits per code of held-out images with the real stages, through the exact frequencies."""
-    powers = trainer.powers
-    if powers is None:
-        stream = batches(held_out, trainer.recipe, 10**9, trainer.device)
-        parts = [next(stream) for _ in range(4)]
-        powers = calibrate(trainer.average, [(b.tokens, b.present) for b in parts])
+    powers = trainer.powers or trainer.calibrated(trainer.some_windows(held_out)[:4])
     checkpoint = export(trainer.average, copy.deepcopy(powers))
     model = load.load(checkpoint, trainer.device)
     bits = payloads.bits_per_code(model, held_out, trainer.recipe.plan)

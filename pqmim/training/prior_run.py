@@ -131,13 +131,13 @@ def train(
 
     Worker 0 appends to ``log.jsonl`` and writes ``checkpoint.pt`` every ``val_every`` steps.
     """
-    recipe, budget = trainer.recipe, 60 * trainer.recipe.minutes
+    budget = 60 * trainer.recipe.minutes
     with open(out / "log.jsonl" if workers()[0] == 0 else os.devnull, "a") as log:
         _note(log, trainer, held_out, {})
         stream = _batches(trainer, images)
         while (seconds := agree(trainer.seconds)) < budget:
             trainer.seconds = seconds
-            if trainer.powers is None and seconds >= (1 - recipe.integer_share) * budget:
+            if trainer.is_due_for_integers():
                 _start_integers(trainer, images)
             begin = time.perf_counter()
             report = trainer.train_step(next(stream))
@@ -166,7 +166,7 @@ def _batches(trainer: Trainer, images: Sequence[Codes]) -> Iterator[Batch]:
 
 def _start_integers(trainer: Trainer, images: Sequence[Codes]) -> None:
     """Go over to the integers, with worker 0's calibration."""
-    trainer.start_integers(images)
+    trainer.start_integers(trainer.some_windows(images))
     trainer.powers = agree(trainer.powers)
 
 

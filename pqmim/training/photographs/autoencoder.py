@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ from torch.nn import functional as F
 
 from pqmim.autoencoder.config import AutoencoderConfig
 from pqmim.autoencoder.network import PQVAE, channels_last, to_float
-from pqmim.training.photographs.books import PRICES, Books
-from pqmim.training.photographs.graph import Replayed, towards
+from pqmim.training.photographs.books import PRICES, Books, by_price
+from pqmim.training.photographs.graph import Replayed
 from pqmim.training.photographs.photos import Photos
 from pqmim.training.photographs.starts import (
     LAYERS,
@@ -33,6 +34,7 @@ from pqmim.training.photographs.starts import (
     transplant,
     with_layers,
 )  # fmt: skip
+from pqmim.training.state import State, adamw, towards
 
 ALL_BELOW = 0.06  # prices at which all layers are sent; above it the first
 NATURAL, FIRST = 0.7, 0.1  # of the crops; the others keep a random prefix of the first layer
@@ -86,25 +88,26 @@ def learning_rate(recipe: Recipe, used: float) -> float:
 
 
 def make_optimizer(model: PQVAE, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; the encoder and the linear maps have lower rates, which are tensors for a graph."""
-    device = next(model.parameters()).device
+    """AdamW; the encoder and the linear maps have lower rates."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        scale = recipe.encoder_lr if name.startswith("encoder.") else 1.0
-        scale = recipe.linear_lr if ".linear." in name else scale
-        groups.setdefault(scale, []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": list_, "lr_scale": scale, "lr": torch.tensor(0.0, device=device)}
-         for scale, list_ in groups.items()],
-        betas=(0.9, 0.99), weight_decay=0.0, fused=True, capturable=device.type == "cuda",
-    )  # fmt: skip
+        share = recipe.encoder_lr if name.startswith("encoder.") else 1.0
+        share = recipe.linear_lr if ".linear." in name else share
+        groups.setdefault(share, []).append(parameter)
+    device = next(model.parameters()).device
+    listed = [{"params": list_, "share": share} for share, list_ in groups.items()]
+    return adamw(listed, device, betas=(0.9, 0.99))
 
 
-class Trainer:
+class Trainer(State):
     """The state of one run."""
 
+    model: PQVAE
+    average: PQVAE
+
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+        super().__init__(device)
+        self.recipe: Recipe = recipe
         levels = len(recipe.model.prices)
         if recipe.batch % levels:
             raise ValueError(f"batch {recipe.batch} is not a multiple of the {levels} prices")
@@ -118,69 +121,56 @@ class Trainer:
         kinds = 2 + layers[0].bit_length()
         self.usual = torch.full((levels, kinds), 0.01, device=device)
         self.rate = torch.tensor(0.5, device=device)  # of the average of the weights
-        self.step, self.seconds, self.since = 0, 0.0, 0
         self.run = Replayed(self._step)
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """Everything, to be saved."""
-        return {
-            "recipe": dataclasses.asdict(self.recipe), "step": self.step, "seconds": self.seconds,
-            "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "usual": self.usual,
-            "books": self.books.tensors(),
-        }  # fmt: skip
+        return super().state() | {"usual": self.usual, "books": self.books.tensors()}
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        super().restore(state)
         for mine, saved in zip(self.books.tensors(), state["books"], strict=True):
             mine.copy_(saved)
         self.usual.copy_(state["usual"])
-        self.step, self.seconds = state["step"], state["seconds"]
 
     @torch.no_grad()
     def start(self, photos: Photos, other: PQVAE | None = None) -> None:
         """Begin as a transform codec; or with the trunks of another model, or all of it."""
         count = 64 // len(self.recipe.model.prices) * len(self.recipe.model.prices)
-        parts = [
-            to_float(photos.cut(photos.draw(count, self.recipe.seed, -1 - i)))
-            for i in range(START_BATCHES)
-        ]
-        generator = torch.Generator().manual_seed(self.recipe.seed)
+        seed = self.recipe.seed
+        parts = [photos.cut(photos.draw(count, seed, -1 - i)) for i in range(START_BATCHES)]
+        generator = torch.Generator().manual_seed(seed)
         if other is not None and other.config == self.recipe.model:
             self.model.load_state_dict(other.state_dict())
             rounds = 2
         else:
-            start_model(self.model, torch.cat(parts), self.recipe.layers)
+            start_model(self.model, to_float(torch.cat(parts)), self.recipe.layers)
             if other is not None:
                 transplant(self.model, other)
             rounds = ROUNDS
         self.model.refresh_gain()
-        latents = [self.model.encoder(part).permute(0, 2, 3, 1).flatten(0, 2) for part in parts]
+        latents = [latent_rows(self.model, part) for part in parts]
         if rounds == ROUNDS:
-            draw_codebooks(self.model, torch.cat(latents), generator)
+            rows = torch.cat([own.flatten(0, 2) for own in latents])
+            draw_codebooks(self.model, rows, generator)
         levels = len(self.recipe.model.prices)
         share = self.recipe.batch / (count * START_BATCHES)
-        by_level = [rows.unflatten(0, (levels, -1)) for rows in latents]
-        self.books.settle(by_level, rounds, share, generator)
+        self.books.settle([by_price(own, levels) for own in latents], rounds, share, generator)
         self.average.load_state_dict(self.model.state_dict())
 
     def train_step(self, photos: Photos) -> Tensor:
         """One update; [loss, mean squared error, gradient norm], not looked at."""
         recipe, size = self.recipe, self.recipe.batch
-        lr = learning_rate(recipe, self.seconds / (60 * recipe.minutes))
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(lr * group["lr_scale"])
-        self.rate.fill_(1 - min(recipe.weight_average, (1 + self.since) / (10 + self.since)))
+        self.set_rates(learning_rate(recipe, self.used))
+        self.rate.fill_(self.average_rate)
         numbers = photos.draw(size, recipe.seed, self.step)
         generator = torch.Generator().manual_seed(recipe.seed * 7919 + self.step)
         kinds = torch.rand(size, 2, generator=generator).to(self.device, non_blocking=True)
         model = recipe.model
         dead = torch.rand(model.subcodes, model.codewords, generator=generator)
         report = self.run(photos.cut(numbers), kinds, dead.to(self.device, non_blocking=True))
-        self.step, self.since = self.step + 1, self.since + 1
+        self.step += 1
         return report
 
     def _kept(self, kinds: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,8 +197,9 @@ class Trainer:
             latent = model.encoder(x).float()
         rows = latent.permute(0, 2, 3, 1)  # [B, h, w, C]
         with torch.no_grad():
-            by_level = rows.detach().flatten(0, 2).unflatten(0, (levels, -1))
-            codes, seen = self.books.quantise(by_level, self.books.penalties())
+            codes, seen = self.books.quantise(
+                by_price(rows.detach(), levels), self.books.penalties()
+            )
             words = model.quantizer.codewords_of(codes.reshape(*rows.shape[:3], -1))
         given, there = self._given(words, kept)
         drift = (rows - given.detach()) * there
@@ -217,8 +208,7 @@ class Trainer:
             y = model.decoder(through.permute(0, 3, 1, 2))
         error = (y.float() - x).square().mean(dim=(1, 2, 3))
         usual = self.usual[level, column]
-        power = model.decoder.linear.weight.detach().square().sum(dim=(0, 2, 3))
-        off = self._shown(drift, power, x) if self.recipe.commitment else error.new_zeros(())
+        off = self._shown(drift, x)
         loss = ((error + self.recipe.commitment * off) / usual).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -246,7 +236,7 @@ class Trainer:
         there = quantizer.assemble(ones).clamp_max(1.0)
         return given, there[:, None, None]
 
-    def _shown(self, drift: Tensor, power: Tensor, x: Tensor) -> Tensor:
+    def _shown(self, drift: Tensor, x: Tensor) -> Tensor:
         """Squared quantisation error as the linear decoder shows it in the pixels, [B].
 
         In a linear codec the straight-through gradient D'(Dq - x) plus that of this term, D'D(z -
@@ -255,7 +245,7 @@ class Trainer:
         components, so nearly orthogonal, that the channels' own power stands for the product.
         """
         pixels = x[0].numel() / (drift.shape[1] * drift.shape[2])  # values of a patch
-        return (drift.square() * power).sum(-1).mean(dim=(1, 2)) / pixels
+        return (drift.square() * self.model.decoder.power()).sum(-1).mean(dim=(1, 2)) / pixels
 
     def _autocast(self) -> torch.autocast:
         """bf16 on a GPU; on the CPU it is slower than float32."""

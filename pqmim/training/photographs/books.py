@@ -70,7 +70,7 @@ class Books:
         """[P, M, K]: price times length, as it adds to half of the squared distance."""
         quantizer = self.quantizer
         prices = torch.tensor(quantizer.config.prices, device=self.uses.device)[:, None, None]
-        return prices * quantizer.lengths / (2 * quantizer.gain[:, None])
+        return quantizer.penalty(quantizer.lengths, prices)
 
     def counted(self, codes: Tensor) -> Tensor:
         """Uses [P, M, K] of codes [P, n, M]."""
@@ -84,25 +84,29 @@ class Books:
             levels, subcodes, words
         )
 
+    def sums(self, codes: Tensor, latents: Tensor) -> Tensor:
+        """What each codeword stands for, summed, [M, K, d]: of codes [P, n, M] and what they were
+        chosen for, [M, P * n, d]."""
+        flat = codes.flatten(0, 1).T
+        index = flat + torch.arange(len(flat), device=flat.device)[:, None] * self.count.shape[1]
+        total = torch.zeros_like(self.total).flatten(0, 1)
+        total.index_add_(0, index.flatten(), latents.flatten(0, 1))
+        return total.reshape(self.total.shape)
+
     @torch.no_grad()
     def follow(self, codes: Tensor, seen: list[Tensor], numbers: Tensor) -> None:
         """One moving-average step towards a batch of :meth:`quantise`.
 
         ``numbers`` [M, K] in 0..1 choose the latents that dead codewords restart from.
         """
-        uses = self.counted(codes)
+        uses, latents = self.counted(codes), torch.cat(seen)  # [M, N, d]
         self.uses.lerp_(uses, 1 - DECAY)
         self.count.lerp_(uses.sum(0), 1 - DECAY)
-        flat, latents = codes.flatten(0, 1).T, torch.cat(seen)  # [M, N], [M, N, d]
-        index = flat + torch.arange(len(flat), device=flat.device)[:, None] * self.count.shape[1]
-        sums = torch.zeros_like(self.total).flatten(0, 1)
-        sums.index_add_(0, index.flatten(), latents.flatten(0, 1))
-        self.total.lerp_(sums.reshape(self.total.shape), 1 - DECAY)
-        even = flat.shape[1] / self.count.shape[1]
+        self.total.lerp_(self.sums(codes, latents), 1 - DECAY)
+        even = latents.shape[1] / self.count.shape[1]
         dead = self.count < DEAD_BELOW * even
-        pick = (numbers * flat.shape[1]).long().clamp_max_(flat.shape[1] - 1)
-        fresh = latents.gather(1, pick[:, :, None].expand(-1, -1, latents.shape[2]))
-        self.total.copy_(torch.where(dead[:, :, None], fresh * even, self.total))
+        fresh = picked(latents, numbers) * even
+        self.total.copy_(torch.where(dead[:, :, None], fresh, self.total))
         self.count.copy_(torch.where(dead, even, self.count))
         self.quantizer.codebook.copy_(self.total / self.count.clamp_min(1e-6)[:, :, None])
         self.quantizer.lengths.copy_(code_lengths(self.uses))
@@ -124,15 +128,12 @@ class Books:
             uses, total = torch.zeros_like(self.uses), torch.zeros_like(self.total)
             for rows in batches:
                 codes, seen = self.quantise(rows, self.penalties())
+                latents = torch.cat(seen)
                 uses += self.counted(codes)
-                flat, latents = codes.flatten(0, 1).T, torch.cat(seen)
-                offset = torch.arange(len(flat), device=flat.device)[:, None]
-                index = (flat + offset * self.count.shape[1]).flatten()
-                total.flatten(0, 1).index_add_(0, index, latents.flatten(0, 1))
+                total += self.sums(codes, latents)
             count = uses.sum(0)
             draws = torch.rand(count.shape, generator=numbers).to(count.device)
-            pick = (draws * flat.shape[1]).long().clamp_max_(flat.shape[1] - 1)
-            fresh = latents.gather(1, pick[:, :, None].expand(-1, -1, latents.shape[2]))
+            fresh = picked(latents, draws)
             self.total.copy_(torch.where(count[:, :, None] > 0, total, fresh))
             self.count.copy_(count.clamp_min(1.0))
             self.uses.copy_(uses)
@@ -141,3 +142,15 @@ class Books:
             self.quantizer.lengths.copy_(code_lengths(count if shared else self.uses))
         for tensor in (self.total, self.count, self.uses):
             tensor.mul_(share)
+
+
+def by_price(rows: Tensor, levels: int) -> Tensor:
+    """Latents [B, h, w, C] of crops in the order of their prices -> [P, n, C]."""
+    return rows.flatten(0, 2).unflatten(0, (levels, -1))
+
+
+def picked(latents: Tensor, numbers: Tensor) -> Tensor:
+    """[M, K, d] of latents [M, N, d], by random numbers [M, K] in 0..1."""
+    count = latents.shape[1]
+    pick = (numbers * count).long().clamp_max_(count - 1)
+    return latents.gather(1, pick[:, :, None].expand(-1, -1, latents.shape[2]))

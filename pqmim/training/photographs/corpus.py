@@ -13,10 +13,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from pqmim.autoencoder.network import PQVAE, to_float
+from pqmim.autoencoder.network import PQVAE
 from pqmim.prior.config import WINDOW, PriorConfig
-from pqmim.training.photographs.autoencoder import ALL_BELOW
-from pqmim.training.photographs.books import PRICES, Books
+from pqmim.training.photographs.autoencoder import ALL_BELOW, latent_rows
+from pqmim.training.photographs.books import PRICES, Books, by_price
 from pqmim.training.photographs.photos import Photos
 from pqmim.training.starts import code_lengths
 
@@ -51,9 +51,8 @@ class Corpus:
         """Make some windows anew, the oldest ones."""
         count = AT_ONCE * self.levels
         pixels = self.photos.cut(self.photos.draw(count, self.seed, self.made))
-        rows = self.model.encoder(to_float(pixels)).permute(0, 2, 3, 1)
-        by_level = rows.flatten(0, 2).unflatten(0, (self.levels, -1))
-        codes, _ = self.books.quantise(by_level.float(), self.penalties)
+        rows = by_price(latent_rows(self.model, pixels), self.levels)
+        codes, _ = self.books.quantise(rows, self.penalties)
         first = self.made * AT_ONCE % len(self.pool)
         new = codes.to(torch.uint8).reshape(self.levels, AT_ONCE, WINDOW, WINDOW, -1)
         self.pool[first : first + AT_ONCE] = new.transpose(0, 1)
@@ -83,14 +82,13 @@ def priced(model: PQVAE, images: list[Tensor], seed: int) -> PQVAE:
     photos = Photos(images, WINDOW * model.config.stride, device, scales=(1.0,))
     books, levels = Books(found.quantizer), len(PRICES)
     batches = [
-        found.encoder(to_float(photos.cut(photos.draw(levels, seed, i)))).permute(0, 2, 3, 1)
+        by_price(latent_rows(found, photos.cut(photos.draw(levels, seed, i))), levels)
         for i in range(MEASURED)
     ]
     for turn in range(ROUNDS):
         uses = torch.zeros_like(books.uses)
         for rows in batches:
-            by_level = rows.flatten(0, 2).unflatten(0, (levels, -1))
-            uses += books.counted(books.quantise(by_level, books.penalties())[0])
+            uses += books.counted(books.quantise(rows, books.penalties())[0])
         shared = turn < ROUNDS // 2
         found.quantizer.lengths.copy_(code_lengths(uses.sum(0) if shared else uses))
     return found.requires_grad_(False)

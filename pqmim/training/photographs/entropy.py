@@ -8,24 +8,22 @@ graph; the learning rate follows the share of the time budget that is used.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pqmim.coding import schedule
-from pqmim.prior import exact
 from pqmim.prior.config import WINDOW, PriorConfig
 from pqmim.training.network import Prior
 from pqmim.training.photographs.corpus import Corpus
-from pqmim.training.photographs.graph import Replayed, towards
+from pqmim.training.photographs.graph import Replayed
 from pqmim.training.photographs.masking import NUMBERS, Masked, Masks
-from pqmim.training.prior import CHAIN_RATE, OCTAVES_PER_LOGIT
-from pqmim.training.to_integers import Powers, calibrate, quantise
+from pqmim.training.prior import CALIBRATED, PriorState, group_octaves, hidden_states
+from pqmim.training.state import towards
+from pqmim.training.to_integers import Powers
 
 SIZES = {  # of the model: dims, heads, hidden, blocks with neighbours or without
     "small": (128, 4, 512, (True, False, True, False)),
@@ -71,88 +69,27 @@ class PriorRecipe:
 def loss_bits(prior: Prior, powers: Powers | None, masked: Masked, groups: list[int]) -> Tensor:
     """Code lengths in bits of every cell that is asked for, 0 elsewhere, [B, 256, group]."""
     config = prior.config
-    if powers is None:
-        hidden = prior.hidden(masked.tokens, masked.present)
-    else:
-        net = quantise(prior, powers)
-        hidden = exact.hidden(net, masked.tokens, masked.present)
+    net, hidden = hidden_states(prior, powers, masked.tokens, masked.present)
     parts = []
     for group in range(config.groups):
         first = groups.index(group)
         mine = slice(first, first + groups.count(group))
-        span = slice(group * config.group, (group + 1) * config.group)
         rows, codes = hidden[mine].flatten(0, 1), masked.codes[mine].flatten(0, 2)
-        octaves = []
-        for head, part in config.parts(span):
-            before = codes[:, : part.start - span.start]
-            if powers is None:
-                octaves.append(prior.logits(rows, head, before))
-            else:
-                octaves.append(exact.logits(net, rows, head, before) * OCTAVES_PER_LOGIT)
-        nats = F.cross_entropy(
-            torch.cat(octaves, 1).flatten(0, 1).float() * math.log(2), codes.flatten(),
-            reduction="none",
-        )  # fmt: skip
+        octaves = group_octaves(prior, net, group, rows, codes).flatten(0, 1).float()
+        nats = F.cross_entropy(octaves * math.log(2), codes.flatten(), reduction="none")
         parts.append(nats.reshape(-1, WINDOW * WINDOW, config.group))
     bits = torch.cat(parts) / math.log(2)
     return bits * masked.asked.flatten(1, 2)
 
 
-class PriorTrainer:
-    """The state of one run."""
+class PriorTrainer(PriorState):
+    """A run on codes of photographs that are made while it runs."""
 
     def __init__(self, recipe: PriorRecipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        torch.manual_seed(recipe.seed)
-        self.model = Prior(recipe.model).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        super().__init__(recipe, device)
         self.masks = Masks(recipe.model, recipe.batch, recipe.plan, device)
-        self.optimizer = self._optimizer()
-        self.powers: Powers | None = None
-        self.rate = torch.tensor(0.5, device=device)
-        self.step, self.seconds, self.since = 0, 0.0, 0
+        self.rate = torch.tensor(0.5, device=device)  # of the average of the weights
         self.run = Replayed(self._step)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        named = list(self.model.named_parameters())
-        chain = [p for name, p in named if name == "chain"]
-        decayed = [p for name, p in named if name != "chain" and p.ndim == 2]
-        others = [p for name, p in named if name != "chain" and p.ndim != 2]
-        groups = [(decayed, self.recipe.weight_decay, 1.0), (others, 0.0, 1.0),
-                  (chain, 0.0, CHAIN_RATE)]  # fmt: skip
-        return torch.optim.AdamW(
-            [{"params": params, "weight_decay": decay, "rate": rate,
-              "lr": torch.tensor(0.0, device=self.device)} for params, decay, rate in groups],
-            betas=(0.9, 0.98), fused=True, capturable=self.device.type == "cuda",
-        )  # fmt: skip
-
-    def state(self) -> dict[str, object]:
-        """Everything, to be saved."""
-        return {
-            "recipe": dataclasses.asdict(self.recipe), "step": self.step, "seconds": self.seconds,
-            "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "powers": None if self.powers is None else dataclasses.asdict(self.powers),
-        }  # fmt: skip
-
-    def restore(self, state: dict) -> None:
-        """Go on from :meth:`state`."""
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.powers = None if state["powers"] is None else Powers(**state["powers"])
-        self.step, self.seconds = state["step"], state["seconds"]
-
-    def learning_rate(self) -> float:
-        """Warm-up, cosine to 2 % of the peak over the float phase; then constant, falling to 0."""
-        recipe, used = self.recipe, self.seconds / (60 * self.recipe.minutes)
-        if used < recipe.warmup:
-            return recipe.peak_lr * max(used / recipe.warmup, 0.01)
-        if self.powers is not None:
-            left = max(0.0, 1 - used) / max(recipe.integer_share, 1e-9)
-            return recipe.peak_lr * recipe.integer_lr * min(1.0, left)
-        done = (used - recipe.warmup) / (1 - recipe.integer_share - recipe.warmup)
-        return recipe.peak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
     def masked(self, corpus: Corpus, seed: int) -> tuple[Masked, Tensor]:
         """A batch by a seed, and the place of each window's price."""
@@ -166,15 +103,14 @@ class PriorTrainer:
 
     def train_step(self, corpus: Corpus) -> Tensor:
         """One update; [bits a code, gradient norm], not looked at."""
-        recipe, lr = self.recipe, self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(lr * group["rate"])
-        self.rate.fill_(1 - min(recipe.weight_average, (1 + self.since) / (10 + self.since)))
+        recipe = self.recipe
+        self.set_rates(self.learning_rate())
+        self.rate.fill_(self.average_rate)
         if self.step % recipe.renew_every == 0:
             corpus.renew()
         masked, _ = self.masked(corpus, recipe.seed * 1_000_003 + self.step)
         report = self.run(masked.tokens, masked.present, masked.codes, masked.asked)
-        self.step, self.since = self.step + 1, self.since + 1
+        self.step += 1
         return report
 
     def _step(self, tokens: Tensor, present: Tensor, codes: Tensor, asked: Tensor) -> Tensor:
@@ -184,23 +120,15 @@ class PriorTrainer:
                 self.model, self.powers, Masked(tokens, present, codes, asked), self.masks.groups
             )
         loss = bits.sum() / asked.sum().clamp_min(1)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        norm = self.descend(loss)
         towards(self.average.parameters(), self.model.parameters(), self.rate)
         return torch.stack([loss.detach(), norm])
 
     @torch.no_grad()
-    def calibrated(self, corpus: Corpus) -> Powers:
-        """Powers of the averaged weights as they are now."""
-        parts = [self.masked(corpus, -1 - i)[0] for i in range(8)]
-        return calibrate(self.average, [(m.tokens, m.present) for m in parts])
-
-    def start_integers(self, corpus: Corpus) -> None:
-        """Go on from the averaged weights, through the integers."""
-        self.model.load_state_dict(self.average.state_dict())
-        self.powers = self.calibrated(corpus)
+    def go_over(self, corpus: Corpus) -> None:
+        """Begin the integer phase, with powers for what the corpus holds."""
+        parts = [self.masked(corpus, -1 - i)[0] for i in range(CALIBRATED)]
+        self.start_integers((part.tokens, part.present) for part in parts)
         self.run = Replayed(self._step)
 
     @torch.no_grad()

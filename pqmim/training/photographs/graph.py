@@ -1,9 +1,9 @@
-"""Steps that a GPU repeats without being told each kernel, and averages without synchronisation."""
+"""Steps that a GPU repeats without being told each kernel."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -61,10 +61,3 @@ class Replayed:
             log.warning("not recorded as a CUDA graph, so slower: %s", error)
             return
         self.graph = graph
-
-
-@torch.no_grad()
-def towards(targets: Iterable[Tensor], values: Iterable[Tensor], rate: Tensor) -> None:
-    """Move each target towards its value by a rate, a tensor of one element on their device."""
-    mine, theirs = list(targets), list(values)
-    torch._foreach_lerp_(mine, theirs, [rate.to(t.dtype) for t in mine])

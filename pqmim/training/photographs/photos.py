@@ -95,7 +95,7 @@ class Photos:
         """Crops uint8 [count, 3, size, size] of what :meth:`draw` gives; no synchronisation."""
         which = numbers[:, 0].long()
         height, width = self.heights[which], self.widths[which]
-        top = (numbers[:, 1] * (height - self.size + 1)).long().clamp_max_(1 << 30)
+        top = (numbers[:, 1] * (height - self.size + 1)).long()
         left = (numbers[:, 2] * (width - self.size + 1)).long()
         top, left = torch.minimum(top, height - self.size), torch.minimum(left, width - self.size)
         line = torch.arange(self.size, device=self.device)

@@ -28,6 +28,7 @@ from pqmim.training.photographs.entropy import PriorRecipe, PriorTrainer
 from pqmim.training.photographs.photos import Photos
 from pqmim.training.photographs.validate import validate
 from pqmim.training.starts import start_from_codebook
+from pqmim.training.state import State
 from pqmim.training.to_integers import export
 
 CHECKPOINT = "checkpoint.pt"
@@ -36,13 +37,6 @@ HELD_OUT, HELD_OUT_SIZE = 16, 256
 CHECKS = 16  # of a run, at most
 CHECKED_ROUNDS = 4  # of the held-out windows of stage 2
 TYPICAL_PRICE = 0.02  # whose code lengths stage 2 begins with
-
-
-def save(state: dict[str, object], path: Path) -> None:
-    """Write a state; the old file stays until the new one is complete."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 def note(log: TextIO, **line: object) -> None:
@@ -96,41 +90,26 @@ def train_autoencoder(
     checks = crops.center_crops(held_out, HELD_OUT_SIZE, HELD_OUT).to(device)
     trainer, path = Trainer(recipe, device), out / CHECKPOINT
     if path.exists():
-        trainer.restore(torch.load(path, map_location=device, weights_only=True))
+        trainer.load(path)
     else:
         trainer.start(photos, other)
+    megapixels, first, began = recipe.batch * recipe.crop**2 / 1e6, trainer.step, trainer.seconds
+
+    def told(loss: float, error: float, norm: float) -> tuple[dict[str, float], str]:
+        rate = (trainer.step - first) * megapixels / max(trainer.seconds - began, 1e-9)
+        line = {"loss": loss, "mse": error, "norm": norm, "megapixels_per_s": rate}
+        return line, f"loss {loss:.3f}, {rate:.2f} Mpx/s"
+
+    def check() -> dict[str, float]:
+        return validate(trainer.average, checks)
+
     with open(out / "log.jsonl", "a") as log:
         if trainer.step == 0:
             note(log, recipe=dataclasses.asdict(recipe), images=len(images), device=str(device))
-        _loop(trainer, photos, checks, log, path, meter)
-        save(trainer.state(), path)
+        _loop(trainer, lambda: trainer.train_step(photos), told, check, log, path, meter)
+        note(log, step=trainer.step, minutes=trainer.seconds / 60, **check())
+        trainer.save(path)
     return trainer.average
-
-
-def _loop(
-    trainer: Trainer, photos: Photos, checks: Tensor, log: TextIO, path: Path, meter: Meter | None
-) -> None:
-    recipe, clock = trainer.recipe, Clock(trainer.seconds)
-    budget, megapixels = 60 * recipe.minutes, recipe.batch * recipe.crop**2 / 1e6
-    first, began = trainer.step, trainer.seconds
-    while trainer.seconds < budget:
-        report = trainer.train_step(photos)
-        trainer.seconds = clock.seconds()
-        if not clock.is_due("look", LOOK_S):
-            continue
-        loss, error, norm = report.tolist()  # waits for the device
-        trainer.seconds = clock.seconds()
-        rate = (trainer.step - first) * megapixels / max(trainer.seconds - began, 1e-9)
-        line = dict(step=trainer.step, minutes=trainer.seconds / 60, loss=loss, mse=error,
-                    norm=norm, megapixels_per_s=rate)  # fmt: skip
-        if meter is not None:
-            meter.show_run(trainer.seconds, trainer.step, f"loss {loss:.3f}, {rate:.2f} Mpx/s")
-        if clock.is_due("check", max(CHECK_S, budget / CHECKS)):
-            line |= clock.aside(lambda: validate(trainer.average, checks))
-        note(log, **line)
-        if clock.is_due("save", SAVE_S):
-            save(trainer.state(), path)
-    note(log, step=trainer.step, minutes=trainer.seconds / 60, **validate(trainer.average, checks))
 
 
 def train_prior(
@@ -149,17 +128,29 @@ def train_prior(
     checks = Corpus(model, Photos(held_out, size, device), CHECKED_ROUNDS, recipe.model, 1)
     trainer, path = PriorTrainer(recipe, device), out / CHECKPOINT
     if path.exists():
-        trainer.restore(torch.load(path, map_location=device, weights_only=True))
+        trainer.load(path)
     else:
         _start_prior(trainer, model, other)
+
+    def step() -> Tensor:
+        if trainer.is_due_for_integers():
+            trainer.go_over(corpus)
+        return trainer.train_step(corpus)
+
+    def told(bits: float, norm: float) -> tuple[dict[str, float], str]:
+        return {"train_bits": bits, "norm": norm}, f"{bits:.3f} bits a code"
+
+    def check() -> dict[str, float]:
+        return trainer.validate(checks)
+
     with open(out / "log.jsonl", "a") as log:
         if trainer.step == 0:
             note(log, recipe=dataclasses.asdict(recipe), images=len(images), device=str(device))
-        _prior_loop(trainer, corpus, checks, log, path, meter)
+        _loop(trainer, step, told, check, log, path, meter)
         if trainer.powers is None:
-            trainer.start_integers(corpus)
-        note(log, step=trainer.step, minutes=trainer.seconds / 60, **trainer.validate(checks))
-        save(trainer.state(), path)
+            trainer.go_over(corpus)
+        note(log, step=trainer.step, minutes=trainer.seconds / 60, **check())
+        trainer.save(path)
     assert trainer.powers is not None
     return export(trainer.average, trainer.powers)
 
@@ -175,26 +166,26 @@ def _start_prior(trainer: PriorTrainer, model: PQVAE, other: Checkpoint | None) 
     trainer.average.load_state_dict(trainer.model.state_dict())
 
 
-def _prior_loop(
-    trainer: PriorTrainer, corpus: Corpus, checks: Corpus, log: TextIO, path: Path,
-    meter: Meter | None,
+def _loop(
+    trainer: State, step: Callable[[], Tensor],
+    told: Callable[..., tuple[dict[str, float], str]], check: Callable[[], dict[str, float]],
+    log: TextIO, path: Path, meter: Meter | None,
 ) -> None:  # fmt: skip
-    recipe, clock = trainer.recipe, Clock(trainer.seconds)
-    budget = 60 * recipe.minutes
+    """Steps until the budget is used; ``told`` makes a line and a few words of their numbers."""
+    clock, budget = Clock(trainer.seconds), 60 * trainer.recipe.minutes
     while trainer.seconds < budget:
-        if trainer.powers is None and trainer.seconds >= (1 - recipe.integer_share) * budget:
-            trainer.start_integers(corpus)
-        report = trainer.train_step(corpus)
+        report = step()
         trainer.seconds = clock.seconds()
         if not clock.is_due("look", LOOK_S):
             continue
-        bits, norm = report.tolist()  # waits for the device
+        numbers = report.tolist()  # waits for the device
         trainer.seconds = clock.seconds()
-        line = dict(step=trainer.step, minutes=trainer.seconds / 60, train_bits=bits, norm=norm)
+        line, words = told(*numbers)
+        line = {"step": trainer.step, "minutes": trainer.seconds / 60, **line}
         if meter is not None:
-            meter.show_run(trainer.seconds, trainer.step, f"{bits:.3f} bits a code")
+            meter.show_run(trainer.seconds, trainer.step, words)
         if clock.is_due("check", max(CHECK_S, budget / CHECKS)):
-            line |= clock.aside(lambda: trainer.validate(checks))
+            line |= clock.aside(check)
         note(log, **line)
         if clock.is_due("save", SAVE_S):
-            save(trainer.state(), path)
+            trainer.save(path)

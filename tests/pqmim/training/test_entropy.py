@@ -108,14 +108,14 @@ def test_training_gets_below_static_lengths_and_through_the_integers(tmp_path: P
     assert torch.isfinite(report).all()
     then = trainer.validate(pool)
     assert then["bits"] < first["bits"] and then["bits"] < then["static_bits"]
-    trainer.start_integers(pool)
+    trainer.go_over(pool)
     for _ in range(3):
         trainer.train_step(pool)
     exact = trainer.validate(pool)
     assert abs(exact["bits"] - then["bits"]) < 0.2 * then["bits"]
-    runs.save(trainer.state(), tmp_path / "state.pt")
+    trainer.save(tmp_path / "state.pt")
     second = PriorTrainer(trainer.recipe, CPU)
-    second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    second.load(tmp_path / "state.pt")
     assert second.validate(pool) == exact
     data = checkpoint.to_bytes(pool.model, entropy_of(second))
     assert checkpoint.parse(data, "new").prior is not None
