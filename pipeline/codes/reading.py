@@ -17,14 +17,7 @@ from pipeline.codes.order import Cursor
 from pipeline.codes.query import Query
 from pipeline.codes.rowgroups import GroupRows
 from pipeline.codes.shares import Share
-from pipeline.codes.window import (
-    Arena,
-    CodeBatch,
-    Place,
-    ShuffleBuffer,
-    column_values,
-    torch_type,
-)
+from pipeline.codes.window import Arena, CodeBatch, Place, ShuffleBuffer, column_values, torch_type
 from pipeline.store.storage import Store
 
 FETCHES = 8  # row groups read at once; S3 needs several to fill a line

@@ -110,14 +110,17 @@ class CodeStream(IterableDataset[CodeBatch]):
         self._manifest = manifest.read(self.store)
         query.check_query(self._manifest, self.query, self.store.root)
         self._counts = RowCounts(self.store, self._manifest, self.query)
-        if drop_last or even_batches:
-            self._counts_needed = self.grid is None or bool(self.query.where)
-        else:
-            self._counts_needed = bool(self.query.where) and world_size > 1
-        if self._counts_needed:
+        needed = self._needs_counts()
+        if needed:
             self._counts.grids()  # here, so that workers need not
-        if self._counts_needed or not self.query.where:
+        if needed or not self.query.where:
             self._dealer().check()
+
+    def _needs_counts(self) -> bool:
+        """Whether row groups are to be looked at before rows can be dealt."""
+        if self.drop_last or self.even_batches:
+            return self.grid is None or bool(self.query.where)
+        return bool(self.query.where) and self.world_size > 1
 
     def _dealer(self) -> Dealer:
         return Dealer(

@@ -30,14 +30,7 @@ import simplejpeg
 from PIL import JpegImagePlugin
 
 from pqmim.pictures import colour, ifd, scans
-from pqmim.pictures.picture import (
-    PILLOW_ERRORS,
-    BadPicture,
-    Decoded,
-    Rules,
-    check_size,
-    doubt,
-)
+from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size, doubt
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC

@@ -32,14 +32,7 @@ from PIL import (
 
 from pqmim.pictures import colour, ifd, png, tiff
 from pqmim.pictures.facts import Facts, facts_of, loaded_facts, png_facts
-from pqmim.pictures.picture import (
-    PILLOW_ERRORS,
-    BadPicture,
-    Decoded,
-    Rules,
-    check_size,
-    doubt,
-)
+from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size, doubt
 
 PLUGINS = (
     PngImagePlugin, WebPImagePlugin, GifImagePlugin, BmpImagePlugin, TiffImagePlugin,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import scale, simulated
+from benchmarks.scale import __main__ as scale
+from benchmarks.scale import simulated
 
 SHARDS, REPLICAS = 12_000, 20
 IDEAL_S = SHARDS * simulated.MEDIAN_S / REPLICAS  # 100 minutes: both zones and the head are lost

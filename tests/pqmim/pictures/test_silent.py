@@ -16,16 +16,7 @@ from PIL import Image
 from pqmim.pictures.picture import BadPicture, Rules
 from pqmim.pictures.read import probe, read
 from tests.corpus import jpeg
-from tests.picture_files import (
-    GREY,
-    PALETTE,
-    RGB,
-    RGB_ALPHA,
-    chunk,
-    packed,
-    png,
-    ramp,
-)
+from tests.picture_files import GREY, PALETTE, RGB, RGB_ALPHA, chunk, packed, png, ramp
 from tests.pqmim.pictures.test_formats import H, W, rgb, three
 
 EOI = b"\xff\xd9"

@@ -26,7 +26,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from benchmarks.layouts import (
+from benchmarks.dataset.layouts import (
     BYTES,
     PER_TABLE,
     SHAPE,

@@ -3,7 +3,7 @@
     python -m benchmarks.scale [--shards 1000000] [--replicas 1000]
 
 The driver is the job's own, on a virtual clock; replicas, storage and clouds are simulated
-(benchmarks/simulated.py says how badly), so that the hours are simulated ones and the processor
+(simulated.py says how badly), so that the hours are simulated ones and the processor
 seconds and the memory real: the driver's, the simulation's with them.  The run is made four times:
 as it is, without second copies of late shards, without the hang limit, and without both.  Takes
 two minutes each.
@@ -21,7 +21,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from benchmarks.simulated import IMAGES, MEDIAN_S, NEVER, RESTART_S, HeadLost, SimulatedPool, World
+from benchmarks.scale.simulated import (
+    IMAGES,
+    MEDIAN_S,
+    NEVER,
+    RESTART_S,
+    HeadLost,
+    SimulatedPool,
+    World,
+)
 from jobs import common
 from pipeline.driver import run
 from pipeline.driver.pace import Limits

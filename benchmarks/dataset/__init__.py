@@ -1,0 +1,1 @@
+"""How fast codes are read for training: ``python -m benchmarks.dataset``."""
