@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,6 +36,17 @@ from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, ch
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
 BARE = {0x01, SOI, EOI, *range(0xD0, 0xD8)}  # markers without a length
+# What read_header does about a marker: a table, as the walk is most of what a small picture costs.
+PASSED, FRAME, APPLICATION, ENDS, ODD = range(5)
+KINDS = bytes(
+    ODD if marker < 0xC0 or marker in BARE or marker == 0xFF
+    else ENDS if marker == SOS
+    else FRAME if marker in FRAMES
+    else APPLICATION if marker in (0xE1, 0xE2)
+    else PASSED
+    for marker in range(256)
+)  # fmt: skip
+_MARKER_AND_LENGTH = struct.Struct(">BBH").unpack_from
 UNHEARD = "sampling for which the decoder's warnings are not heard"
 _AT_END = re.compile("extraneous bytes before marker 0xd9")
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
@@ -45,7 +57,7 @@ _THUMBNAIL = 0x010000  # class of MPF pictures that are smaller copies of the fi
 _HEAD = 1 << 16  # bytes of a second picture in which its metadata are
 
 
-@dataclass
+@dataclass(slots=True)
 class Header:
     """What stands before the first scan."""
 
@@ -61,6 +73,11 @@ class Header:
     gain_map: bool = False
     frame: int = 0  # place of the frame header's marker
     scan: int = 0  # and of the first scan's
+
+    @property
+    def bare(self) -> bool:
+        """Whether no metadata says anything about the pixels."""
+        return not (self.exif or self.xmp or self.icc or self.mpf or self.gain_map)
 
 
 class Segment(NamedTuple):
@@ -91,25 +108,28 @@ def read_header(data: bytes) -> Header:
     """Size, and the metadata that concern the pixels."""
     header, at, size = Header(), 2, len(data) - 4
     while True:
-        start = at
-        # Nearly always a marker with a length stands here; all else is next_segment's.
-        if at < size and data[at] == 0xFF and SOI != (marker := data[at + 1]) >= 0xC0:
-            body = at + 4
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-        if at <= start + 3 or marker in BARE or marker == 0xFF:
+        start, kind = at, ODD
+        if at < size:  # nearly always a marker with a length stands here
+            first, marker, length = _MARKER_AND_LENGTH(data, at)
+            if first == 0xFF and length > 1:
+                kind, body, at = KINDS[marker], at + 4, at + 2 + length
+        if kind == PASSED:
+            continue
+        if kind == ODD:
             segment = next_segment(data, start)
             if segment is None:
                 break
             marker, start, body, at = segment
-        if marker in (SOS, EOI):
+            kind = ENDS if marker == EOI else KINDS[marker]
+        if kind == ENDS:
             header.scan = start
             break
-        if marker in FRAMES and not header.components and at - body >= 6:
+        if kind == FRAME and not header.components and at - body >= 6:
             header.height = int.from_bytes(data[body + 1 : body + 3], "big")
             header.width = int.from_bytes(data[body + 3 : body + 5], "big")
             header.components = data[body + 5] if body + 5 < len(data) else 0
             header.frame = start
-        elif marker in (0xE1, 0xE2):
+        elif kind == APPLICATION:
             _application(data, body, at, header)
     return header
 
@@ -145,6 +165,8 @@ def decode(data: bytes, rules: Rules) -> Decoded:
         raise BadPicture("JPEG: two frame headers that do not agree")
     if said := scans.unsent(data, header.frame, header.scan):
         raise BadPicture(f"JPEG: {said}")
+    if header.components == 3 and header.bare and data.endswith(scans.EOI):
+        return Decoded(pixels, (), notes)  # as most are: nothing else can be said of it
     if mode == "CMYK":  # Adobe's convention, which all CMYK JPEG follows: 255 is no ink
         np.subtract(255, pixels, out=pixels)
     profile, problem = _profile(header)
@@ -177,13 +199,14 @@ def _decode_strictly(data: bytes, mode: str, rules: Rules) -> tuple[np.ndarray, 
     Raises:
         BadPicture: a scan is not whole, or there is none.
     """
-    lean, said = b"", ""
-    for copy in (bytes, _lean):  # what is said of the second is about pixels
-        lean = copy(data)
-        try:
-            return strict(lean, mode), ()
-        except ValueError as error:
-            said = str(error)
+    try:
+        return strict(data, mode), ()
+    except ValueError:
+        lean = _lean(data)  # what is said of this is about pixels
+    try:
+        return strict(lean, mode), ()
+    except ValueError as error:
+        said = str(error)
     if "extraneous" in said:
         with contextlib.suppress(ValueError):
             return strict(_lean(data, padding=False), mode), ()

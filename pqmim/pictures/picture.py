@@ -37,7 +37,7 @@ class BadPicture(ValueError):
         self.status = status
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Picture:
     """One decoded image.
 
@@ -64,7 +64,7 @@ class Picture:
         return torch.from_numpy(np.ascontiguousarray(self.pixels))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Decoded:
     """A picture before it is turned upright: what a format's reader gives."""
 

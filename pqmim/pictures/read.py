@@ -31,9 +31,11 @@ def read(data: bytes, rules: Rules = DEFAULT) -> Picture:
 
 def _finished(found: Decoded) -> Picture:
     """Turned upright."""
-    pixels, dropped = _upright(found.pixels, found.orientation), found.dropped
-    if found.orientation != 1:
-        dropped += ("rotated",)
+    if found.orientation == 1:
+        note = "; ".join(found.notes) if found.notes else None
+        return Picture(found.pixels.transpose(2, 0, 1), found.dropped, note)
+    pixels = _upright(found.pixels, found.orientation)
+    dropped = (*found.dropped, "rotated")
     return Picture(pixels.transpose(2, 0, 1), dropped, "; ".join(found.notes) or None)
 
 

@@ -27,9 +27,8 @@ def unsent(data: bytes, frame: int, first_scan: int) -> str:
 
     ``frame`` is the place of the frame header's marker, ``first_scan`` that of the first scan's.
     """
-    count = data[frame + 9]
-    progressive = data[frame + 1] in PROGRESSIVE
-    if not progressive and data[first_scan + 4 : first_scan + 5] >= bytes([count]):
+    count, progressive = data[frame + 9], data[frame + 1] in PROGRESSIVE
+    if not progressive and first_scan + 4 < len(data) and data[first_scan + 4] >= count:
         return ""
     missing = {data[frame + 10 + 3 * n]: [1] * COEFFICIENTS for n in range(count)}
     at = data.find(SOS, first_scan)
