@@ -105,7 +105,7 @@ def parts(args: argparse.Namespace, store: str) -> dict[str, float]:
     members = [sample.members for shard in SHARDS for sample in read(shard)]
     files = [data for m in members if (data := m.get("jpg") or m.get("png"))]
     pictures = [pixels for data in files if (pixels := decoded(data, plan)) is not None]
-    size = batch_size(plan, SIDE, SIDE)
+    size = batch_size(plan.batch_pixels, SIDE, SIDE)
     batches = [torch.stack(pictures[i : i + size]) for i in range(0, len(pictures), size)]
     clock = Clock()
     rows = [row_of(i, codes) for i, codes in enumerate(encoded(replica, plan, batches, clock))]
@@ -140,7 +140,7 @@ def read(shard: Path) -> Iterator:
 def decoded(data: bytes, plan: Plan) -> torch.Tensor | None:
     """A picture as the job decodes it, uint8 [3, SIDE, SIDE], if it is one."""
     try:
-        return torch.from_numpy(images.decode(data, plan).pixels)
+        return torch.from_numpy(images.decode(data, plan.pictures).pixels)
     except images.BadImage:
         return None
 
@@ -151,7 +151,7 @@ def encoded(
     """Codes and bitstream of every picture, as the job makes them."""
     for batch in batches:
         if plan.price > 0:
-            codes, streams = replica.search(batch, len(batch), plan, clock)
+            codes, streams = replica.search(batch, len(batch), plan.coding, clock)
             yield from ((c.tobytes(), s) for c, s in zip(codes, streams, strict=True))
         else:
             yield from ((c.tobytes(), None) for c in replica.encode(batch, plan.quality, clock))

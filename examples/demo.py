@@ -74,14 +74,14 @@ def build(store: Store, out: Path) -> Path:
     lost = dict[str, int]()
     for entry in commit.entries(store, layout.ids(store, "ledger/")):
         losses.add(lost, entry.dropped)
-    summary, words = json.loads(store.get(max(runs))), losses.in_words(lost, plan)
+    summary, words = json.loads(store.get(max(runs))), losses.in_words(lost, plan.icc)
     return write_page(out, summary, cards, errors, files, words)
 
 
 def card(row: table.Row, members: dict[str, bytes], plan: Plan, decoded: Path) -> Card:
     """One picture beside its reconstruction; PSNR of the decoded file against the source."""
     source = next(members[e] for e in plan.image_keys if e in members)
-    original = images.decode(source, plan).pixels.transpose(1, 2, 0)
+    original = images.decode(source, plan.pictures).pixels.transpose(1, 2, 0)
     reconstruction = decoded.read_bytes()
     shown = np.asarray(Image.open(io.BytesIO(reconstruction)).convert("RGB"))
     payload = row.payload_bytes

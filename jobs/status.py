@@ -91,7 +91,7 @@ def content(plan: Plan, totals: Totals) -> list[str]:
     bpp = f"{8 * totals.code_bytes / pixels:.4f} bpp" if pixels else "no rate yet"
     from pipeline.archive import losses
 
-    lost = losses.in_words(totals.dropped, plan)
+    lost = losses.in_words(totals.dropped, plan.icc)
     return [
         f"images: {counts}" + (f"; not held: {lost}" if lost else ""),
         f"{totals.source_size:,} bytes of source, {totals.table_bytes:,} of tables, "

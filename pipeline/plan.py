@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -116,6 +117,28 @@ class ShardResult:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Of a plan, how an image file becomes pixels."""
+
+    image_keys: tuple[str, ...]
+    resize: int | None
+    crop: int | None
+    min_side: int
+    max_pixels: int
+    icc: str
+    strict_images: bool
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Of a plan, how pixels become codes and bitstreams."""
+
+    quality: int
+    stages: tuple[int, ...]
+    price: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """The frozen description of a run."""
 
@@ -158,6 +181,16 @@ class Plan:
             raise ValueError(f"batch_pixels {self.batch_pixels}: must be 1 or more")
         if self.measure not in ("none", "psnr"):
             raise ValueError(f"measure {self.measure!r}: 'none' or 'psnr'")
+
+    @functools.cached_property
+    def pictures(self) -> Pictures:
+        """What reading an image file takes of the plan."""
+        return Pictures(*(getattr(self, field.name) for field in dataclasses.fields(Pictures)))
+
+    @functools.cached_property
+    def coding(self) -> Coding:
+        """What search and entropy model take of it."""
+        return Coding(self.quality, self.stages, self.price)
 
     @property
     def stores_codes(self) -> bool:
@@ -251,28 +284,6 @@ class ShardFailure:
     kind: str  # "transient", "fatal", "error" or "lost": see driver.decide
     message: str
     attempt: int
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How far a shard has got: what its rows hold, and how much of its source was read."""
-
-    images: int = 0  # that are in rows with status ok
-    bad: int = 0  # rows with another status
-    pixels: int = 0  # of the images
-    code_bytes: int = 0
-    source_bytes: int = 0  # read
-
-
-@dataclass(frozen=True)
-class Alone:
-    """What a replica measured of its parts, each alone, when it came up."""
-
-    encode: float = 0.0  # seconds a megapixel
-    code: float = 0.0  # the same, of search and entropy model; 0 where there are no bitstreams
-    cores: int = 1  # of its node
-    threads: int = 1  # that it can keep busy
-    on_cpu: bool = True
 
 
 @dataclass(frozen=True)

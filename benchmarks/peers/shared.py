@@ -43,7 +43,7 @@ def decoded(data: bytes) -> np.ndarray:
     """
     stamp("decoded")
     torch.set_num_threads(1)
-    return images.decode(data, PLAN).pixels
+    return images.decode(data, PLAN.pictures).pixels
 
 
 class Model:

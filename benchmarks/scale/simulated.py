@@ -25,7 +25,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from pipeline.driver.fleet import Down, Event, Moved, Returned, Up
-from pipeline.plan import Counts, ShardFailure, ShardResult, ShardSpec
+from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.signals import Counts
 
 IMAGES, SIZE, MEDIAN_S = 10_000, 1_100_000_000, 10.0
 GETS = math.ceil(SIZE / (16 << 20))  # requests to read a shard

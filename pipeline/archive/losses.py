@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pipeline.archive.table import Row
-from pipeline.plan import Plan, Status
+from pipeline.plan import Status
 
 NOTED = "noted"
 _WORDS = {  # kind -> one, many
@@ -45,9 +45,9 @@ def add(mine: dict[str, int], more: Mapping[str, int]) -> None:
         mine[kind] = mine.get(kind, 0) + number
 
 
-def in_words(counts: Mapping[str, int], plan: Plan) -> str:
+def in_words(counts: Mapping[str, int], icc: str) -> str:
     """``12 profiles converted, 3 animations' other frames``; empty where nothing is missing."""
-    done = "ignored" if plan.icc == "ignore" else "converted"
+    done = "ignored" if icc == "ignore" else "converted"
     return ", ".join(
         f"{counts[kind]} {words[counts[kind] != 1].format(icc=done)}"
         for kind, words in _WORDS.items()

@@ -11,7 +11,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.plan import Alone, Counts, ShardFailure, ShardResult, ShardSpec
+from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.signals import Alone, Counts
 
 IN_FLIGHT = 2  # shards a replica: one opens while the other computes
 

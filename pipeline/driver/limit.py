@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.driver.fleet import IN_FLIGHT
-from pipeline.plan import Alone
+from pipeline.signals import Alone
 
 NAMES = {
     "read": "reading the shards", "decode": "image decoding", "encode": "the encoder",

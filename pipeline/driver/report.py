@@ -13,7 +13,8 @@ from collections import deque
 from dataclasses import astuple, dataclass, field
 
 from pipeline.driver.limit import NAMES, Limit
-from pipeline.plan import Counts, Plan, ShardResult, Status
+from pipeline.plan import Plan, ShardResult, Status
+from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
 

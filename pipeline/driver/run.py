@@ -1,4 +1,4 @@
-"""Hand out shards, wait, retry, quarantine.  Plain Python over a pool; Ray is in actors.py.
+"""Hand out shards, wait, retry, quarantine.  Plain Python over a pool; Ray is in ray_pool.py.
 
 The driver owns every retry and the life of every replica.  What to do about a failure is a pure
 function, ``policy.decide``; what must survive the driver is in the archive's ledger, so that the
@@ -17,8 +17,7 @@ still write: commits are create-only, so the first table stands and the driver c
 
 A replica holds two shards, so that one opens while the other computes.  But it gets its second one
 only while more than ENOUGH shards wait for every other replica, those that are coming up included:
-at the end of a job a shard that waits on a busy replica is one that another could have done.
-Cost: benchmarks/driver.py.
+at the end a shard that waits on a busy replica could be done by another (benchmarks/driver.py).
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ from pipeline.driver.pace import Limits, Pace
 from pipeline.driver.policy import Action, Stopped
 from pipeline.driver.report import Progress
 from pipeline.driver.waiting import Waiting
-from pipeline.plan import Counts, ShardFailure, ShardResult, ShardSpec
+from pipeline.plan import ShardFailure, ShardResult, ShardSpec
+from pipeline.signals import Counts
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)

@@ -280,7 +280,8 @@ def decode_share(
         shape = (row.grid_h, row.grid_w, place in shown)
         bucket = buckets.setdefault(shape, [])
         bucket.append(row)
-        if len(bucket) == batch_size(plan, shape[0] * plan.stride, shape[1] * plan.stride):
+        height, width = shape[0] * plan.stride, shape[1] * plan.stride
+        if len(bucket) == batch_size(plan.batch_pixels, height, width):
             clock.advance(images=len(bucket))
             _decode_batch(buckets.pop(shape), shape[2], plan, replica, say)
     for shape, rows in buckets.items():

@@ -103,7 +103,7 @@ def _compare(
     row: Row, pixels: np.ndarray, member: bytes, plan: Plan, min_psnr: float, say: Sayer
 ) -> None:
     try:
-        picture = images.decode(member, plan)
+        picture = images.decode(member, plan.pictures)
     except images.BadImage as error:
         return say(f"key {row.key!r}: status ok, but the source does not decode: {error}")
     if (picture.width, picture.height) != (row.width, row.height):

@@ -192,7 +192,7 @@ def _check_rows(data: bytes, plan: Plan, entry: ShardResult, say: Sayer) -> None
             continue
         proved["images"] += 1
         proved["codes"] += plan.stores_codes
-        width, height = images.encoded_size(row.width, row.height, plan)
+        width, height = images.encoded_size(row.width, row.height, plan.pictures)
         pixels += width * height
     for name, here, there in (
         ("rows by status", counts, entry.rows),

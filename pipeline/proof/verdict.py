@@ -202,7 +202,7 @@ class Report:
 
     def not_held(self, before: str = "") -> str:
         """What the images that the archive holds have lost beyond the codec's differences."""
-        lost = losses.in_words(self.total.dropped, self.plan)
+        lost = losses.in_words(self.total.dropped, self.plan.icc)
         return f"{before}not held: {lost}" if lost else ""
 
     def not_covered(self) -> list[str]:

@@ -63,7 +63,8 @@ class Window:
         self.buckets.setdefault(grid, []).append(slot)
         self.pixels += self._area(row)
         stride = self.plan.stride
-        if len(self.buckets[grid]) == batch_size(self.plan, grid[0] * stride, grid[1] * stride):
+        full = batch_size(self.plan.batch_pixels, grid[0] * stride, grid[1] * stride)
+        if len(self.buckets[grid]) == full:
             self._decode(grid)
         yield from self._ready()
         while self.pixels > PENDING_BATCHES * self.plan.batch_pixels:
@@ -89,7 +90,7 @@ class Window:
         height, width = (n * self.plan.stride for n in grid)
         padded = self.replica.decode(codes, height, width).numpy()
         for slot, picture in zip(slots, padded, strict=True):
-            w, h = images.encoded_size(slot.row.width, slot.row.height, self.plan)
+            w, h = images.encoded_size(slot.row.width, slot.row.height, self.plan.pictures)
             slot.row = replace(slot.row, codes=None, bitstream=None)
             slot.pixels = np.ascontiguousarray(picture[:, :h, :w])
 
@@ -131,7 +132,9 @@ def check_grid(row: Row, plan: Plan) -> None:
     Raises:
         BadTable: so; nothing of the grid's size was made.
     """
-    size = images.encoded_size(row.width, row.height, plan) if row.width and row.height else (0, 0)
+    size = (0, 0)
+    if row.width and row.height:
+        size = images.encoded_size(row.width, row.height, plan.pictures)
     if (-(-size[0] // plan.stride), -(-size[1] // plan.stride)) != (row.grid_w, row.grid_h):
         raise BadTable(
             f"key {row.key!r}: a grid of {row.grid_w} x {row.grid_h} is not of a source of "
@@ -185,7 +188,7 @@ def stream_codes(rows: Sequence[Row], plan: Plan, replica: Replica) -> np.ndarra
 
 def _entropy_decode(rows: Sequence[Row], plan: Plan, replica: Replica) -> np.ndarray:
     payloads = [row.bitstream or b"" for row in rows]
-    return replica.entropy_decode(payloads, rows[0].grid_h, rows[0].grid_w, plan)
+    return replica.entropy_decode(payloads, rows[0].grid_h, rows[0].grid_w, plan.coding)
 
 
 def check_table(footer: dict[str, str], plan: Plan) -> None:

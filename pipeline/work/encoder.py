@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.archive import losses, table
 from pipeline.archive.table import IMAGE_NOTE, MAX_GRID, Row
-from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Pictures, Plan, ShardResult, ShardSpec, Status
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
 from pipeline.work import images
@@ -60,7 +60,7 @@ class Batcher:
         bucket = self.buckets.setdefault(shape, [])
         bucket.append((index, ready))
         self.pending += shape[0] * shape[1]
-        if len(bucket) == batch_size(self.plan, *shape):
+        if len(bucket) == batch_size(self.plan.batch_pixels, *shape):
             yield self._take(shape)
         while self.pending > PENDING_BATCHES * self.plan.batch_pixels:
             yield self._take(max(self.buckets, key=lambda s: s[0] * s[1] * len(self.buckets[s])))
@@ -85,13 +85,13 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
     row = Row(table.text(sample.key), Status.OK, "; ".join(problems)[:200] or None, kept=kept)
     extension = next((e for e in plan.image_keys if e in sample.members), None)
     if extension is None:
-        return Ready(_missing(row, sample, plan), None, sample.at)
+        return Ready(_missing(row, sample, plan.image_keys), None, sample.at)
     data = sample.members[extension]
     if plan.hash:
         row = replace(row, source_sha256=hashlib.sha256(data).digest())
     with clock.stage("decode"):
         try:
-            picture = images.decode(data, plan)
+            picture = images.decode(data, plan.pictures)
         except images.BadImage as bad:
             failed = replace(row, status=bad.status, error=str(bad)[:200])
             return Ready(failed, None, sample.at)
@@ -111,15 +111,15 @@ def prepare(sample: Sample, plan: Plan, stride: int, clock: Clock) -> Ready:
     return Ready(row, padded, sample.at, pixels.shape[1], pixels.shape[2])
 
 
-def _missing(row: Row, sample: Sample, plan: Plan) -> Row:
+def _missing(row: Row, sample: Sample, image_keys: tuple[str, ...]) -> Row:
     """The row of a sample without a readable image."""
-    unread = next((e for e in plan.image_keys if e in sample.unread), None)
+    unread = next((e for e in image_keys if e in sample.unread), None)
     if unread is not None:
         error = f".{unread}: {sample.unread[unread]}"
         status = Status.TOO_LARGE if unread in sample.too_large else Status.MISSING_IMAGE
         return replace(row, status=status, error=error[:200])
     found = ", ".join(f".{e}" for e in [*sample.members, *sample.others])
-    error = f"no member .{'/.'.join(plan.image_keys)}; the sample has {found}"
+    error = f"no member .{'/.'.join(image_keys)}; the sample has {found}"
     return replace(row, status=Status.MISSING_IMAGE, error=error[:200])
 
 
@@ -133,7 +133,7 @@ def encode_rows(
     stream = read_ahead(
         _timed(reader, clock), lambda sample: prepare(sample, plan, stride, clock), replica.pool,
         ByteBudget(replica.queue_bytes),
-        size_before=lambda sample: needed_bytes(sample, plan),
+        size_before=lambda sample: needed_bytes(sample, plan.pictures),
         size_after=lambda ready: 0 if ready.pixels is None else ready.pixels.nbytes,
     )  # fmt: skip
     for ready in stream:
@@ -150,10 +150,10 @@ def encode_rows(
     return rows, clock.counts.pixels
 
 
-def needed_bytes(sample: Sample, plan: Plan) -> int:
+def needed_bytes(sample: Sample, pictures: Pictures) -> int:
     """Memory for a sample from its file to its picture: what is admitted before it is decoded."""
-    extension = next((e for e in plan.image_keys if e in sample.members), None)
-    picture = 0 if extension is None else images.working_bytes(sample.members[extension], plan)
+    extension = next((e for e in pictures.image_keys if e in sample.members), None)
+    picture = 0 if extension is None else images.working_bytes(sample.members[extension], pictures)
     return picture + sum(map(len, sample.members.values()))
 
 
@@ -172,16 +172,16 @@ def encode_batch(
 ) -> None:
     """Fill in the payload of one batch; a part-full one is padded to a power of two."""
     pictures = [ready.pixels for _, ready in batch if ready.pixels is not None]
-    full = batch_size(plan, *pictures[0].shape[1:])
+    full = batch_size(plan.batch_pixels, *pictures[0].shape[1:])
     size = min(full, 1 << (len(pictures) - 1).bit_length())
     pixels = torch.stack(pictures + [pictures[-1]] * (size - len(pictures)))
     streams: list[bytes] = []
     if plan.price > 0:
-        codes, streams = replica.search(pixels, len(pictures), plan, clock)
+        codes, streams = replica.search(pixels, len(pictures), plan.coding, clock)
     else:
         codes = replica.encode(pixels, plan.quality, clock)
         if plan.stores_bitstream:
-            streams = replica.entropy_encode(codes[: len(pictures)], plan, clock)
+            streams = replica.entropy_encode(codes[: len(pictures)], plan.coding, clock)
     decoded = None
     if plan.measure == "psnr":
         with clock.stage("measure"):
@@ -256,7 +256,7 @@ def fitting(rows: Sequence[Row], pixels: int, plan: Plan) -> tuple[list[Row], in
     fit = table.fit(rows, plan)
     lost = [a for a, b in zip(rows, fit, strict=True) if a.status is Status.OK is not b.status]
     for row in lost:
-        width, height = images.encoded_size(row.width, row.height, plan)
+        width, height = images.encoded_size(row.width, row.height, plan.pictures)
         pixels -= width * height
     return fit, pixels
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.archive import table
-from pipeline.plan import Alone, Facts, Plan, Resources, ShardResult, ShardSpec, Status
+from pipeline.plan import Facts, Plan, Resources, ShardResult, ShardSpec, Status
+from pipeline.signals import Alone
 from pipeline.store import storage
 from pipeline.tars.samples import Sample, ShardReader
 from pipeline.work.decoder import decode_table

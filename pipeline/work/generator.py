@@ -107,7 +107,7 @@ def generate_rows(request: Request, plan: Plan, replica: Replica, clock: Clock) 
     codec, rows = replica.codec, list[Row]()
     h, w = codec.grid(request.height, request.width)
     numbers = range(request.first, request.first + request.count)
-    size = batch_size(plan, request.height, request.width)
+    size = batch_size(plan.batch_pixels, request.height, request.width)
     temperature = request.temperature / TEMPERATURE_ONE
     for at in range(0, len(numbers), size):
         part = numbers[at : at + size]
@@ -117,7 +117,9 @@ def generate_rows(request: Request, plan: Plan, replica: Replica, clock: Clock) 
             codes = codec.complete(
                 nothing, nothing.bool(), steps=request.steps, temperature=temperature, seed=seeds
             ).numpy()
-        streams = replica.entropy_encode(codes, plan, clock) if plan.stores_bitstream else None
+        streams = (
+            replica.entropy_encode(codes, plan.coding, clock) if plan.stores_bitstream else None
+        )
         for place, number in enumerate(part):
             stream = None if streams is None else streams[place]
             rows.append(_row(number, request, plan, codes[place], stream))

@@ -15,16 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from pipeline import logs
-from pipeline.plan import (
-    Alone,
-    Counts,
-    Plan,
-    PlanMismatch,
-    Resources,
-    ShardFailure,
-    ShardResult,
-    ShardSpec,
-)
+from pipeline.plan import Plan, PlanMismatch, Resources, ShardFailure, ShardResult, ShardSpec
+from pipeline.signals import Alone, Counts
 from pipeline.store import storage
 from pipeline.work.decoder import load_codec
 from pipeline.work.replica import Replica, resident_bytes

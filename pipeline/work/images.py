@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.plan import Plan, Status
+from pipeline.plan import Pictures, Status
 from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Rules
 from pqmim.pictures.read import probe, read
 
@@ -40,46 +40,46 @@ class Picture:
     note: str | None = None  # what may be wrong with the pixels
 
 
-def decode(data: bytes, plan: Plan) -> Picture:
+def decode(data: bytes, pictures: Pictures) -> Picture:
     """Decode, turn upright, resize and crop as the plan says.  Thread-safe.
 
     Raises:
         BadImage: DECODE_ERROR, TOO_LARGE or TOO_SMALL.
     """
-    rules = Rules(plan.icc, plan.strict_images, plan.max_pixels, plan.min_side)
+    rules = Rules(pictures.icc, pictures.strict_images, pictures.max_pixels, pictures.min_side)
     try:
         found = read(data, rules)
     except BadPicture as error:
         raise BadImage(Status(error.status), str(error)) from error
     pixels = found.pixels.transpose(1, 2, 0)
-    if plan.resize is not None:
-        pixels = resize(pixels, plan.resize, plan.max_pixels)
-    if plan.crop is not None:
-        pixels = crop(pixels, plan.crop)
+    if pictures.resize is not None:
+        pixels = resize(pixels, pictures.resize, pictures.max_pixels)
+    if pictures.crop is not None:
+        pixels = crop(pixels, pictures.crop)
     contiguous = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return Picture(contiguous, found.width, found.height, found.dropped, found.note)
 
 
-def working_bytes(data: bytes, plan: Plan) -> int:
+def working_bytes(data: bytes, pictures: Pictures) -> int:
     """Memory that decoding and padding this picture takes, from its header alone; 0 if refused."""
     try:
         width, height, a_pixel = probe(data)
     except PILLOW_ERRORS:
         return 0  # decode says what is wrong
-    if width * height > plan.max_pixels or min(width, height) < plan.min_side:
+    if width * height > pictures.max_pixels or min(width, height) < pictures.min_side:
         return 0
     resized = 0
-    if plan.resize is not None:
-        wide, high = _resized(width, height, plan.resize)
-        resized = min(wide * high, plan.max_pixels)
+    if pictures.resize is not None:
+        wide, high = _resized(width, height, pictures.resize)
+        resized = min(wide * high, pictures.max_pixels)
     return width * height * a_pixel + resized * _RESIZED_BYTES_A_PIXEL
 
 
-def encoded_size(width: int, height: int, plan: Plan) -> tuple[int, int]:
+def encoded_size(width: int, height: int, pictures: Pictures) -> tuple[int, int]:
     """Width and height, after the plan's resize and crop, of a source of width x height."""
-    if plan.resize is not None:
-        width, height = _resized(width, height, plan.resize)
-    return (plan.crop, plan.crop) if plan.crop is not None else (width, height)
+    if pictures.resize is not None:
+        width, height = _resized(width, height, pictures.resize)
+    return (pictures.crop, pictures.crop) if pictures.crop is not None else (width, height)
 
 
 def _resized(width: int, height: int, side: int) -> tuple[int, int]:

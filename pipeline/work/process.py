@@ -24,7 +24,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline import logs
-from pipeline.plan import Counts, Plan, Resources, ShardSpec
+from pipeline.plan import Plan, Resources, ShardSpec
+from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pipeline.work.host import Host, Work, say
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline.archive import table
-from pipeline.plan import Alone, Counts, Plan
+from pipeline.plan import Coding, Plan
+from pipeline.signals import Alone, Counts
 from pqmim.codec import Codec
 
 STAGES = ("read", "decode", "encode", "measure", "code", "write")
@@ -70,7 +71,7 @@ class Replica:
             return _halved(lambda part: self.codec.encode(part, quality), pixels).cpu().numpy()
 
     def search(
-        self, pixels: Tensor, count: int, plan: Plan, clock: Clock
+        self, pixels: Tensor, count: int, coding: Coding, clock: Clock
     ) -> tuple[np.ndarray, list[bytes]]:
         """uint8 [B,3,H,W] -> codes [count,h,w,m] and bitstreams of the first ``count`` images."""
         with self._device_lock:
@@ -78,23 +79,25 @@ class Replica:
                 latent = _halved(self.codec.latent, pixels)
             with clock.stage("code"):
                 codes, streams = self.codec.search_latent(
-                    latent[:count], plan.price, plan.stages, plan.quality
+                    latent[:count], coding.price, coding.stages, coding.quality
                 )
         return codes.numpy(), streams
 
-    def entropy_encode(self, codes: np.ndarray, plan: Plan, clock: Clock) -> list[bytes]:
+    def entropy_encode(self, codes: np.ndarray, coding: Coding, clock: Clock) -> list[bytes]:
         """Codes uint8 [B,h,w,m] -> one bitstream an image."""
         with self._device_lock, clock.stage("code"):
-            return self.codec.entropy_encode(torch.from_numpy(codes), plan.stages)
+            return self.codec.entropy_encode(torch.from_numpy(codes), coding.stages)
 
-    def entropy_decode(self, payloads: Sequence[bytes], h: int, w: int, plan: Plan) -> np.ndarray:
+    def entropy_decode(
+        self, payloads: Sequence[bytes], h: int, w: int, coding: Coding
+    ) -> np.ndarray:
         """Bitstreams of one shape -> codes uint8 [B,h,w,m]; wrong ones give wrong codes.
 
         Raises:
             pqmim.prior.range_coder.PayloadError: one is cut off, or no encoder wrote it.
         """
         with self._device_lock:
-            return self.codec.entropy_decode(payloads, h, w, plan.quality, plan.stages).numpy()
+            return self.codec.entropy_decode(payloads, h, w, coding.quality, coding.stages).numpy()
 
     def decode(self, codes: Tensor, height: int, width: int) -> Tensor:
         """Codes [B,h,w,m] -> uint8 [B,3,height,width] on the CPU."""
@@ -108,7 +111,7 @@ class Replica:
         the table writer.
         """
         side = plan.crop or plan.resize or 512
-        batch = batch_size(plan, side, side)
+        batch = batch_size(plan.batch_pixels, side, side)
         pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
         self._try(pixels[:1], plan, Clock())
         table.warm_up(plan)
@@ -127,11 +130,11 @@ class Replica:
     def _try(self, pixels: Tensor, plan: Plan, clock: Clock) -> None:
         """What is done with a batch of pictures, without them."""
         if plan.price > 0:
-            self.search(pixels, len(pixels), plan, clock)
+            self.search(pixels, len(pixels), plan.coding, clock)
             return
         codes = self.encode(pixels, plan.quality, clock)
         if plan.stores_bitstream:
-            self.entropy_encode(codes, plan, clock)
+            self.entropy_encode(codes, plan.coding, clock)
 
 
 def _halved(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
@@ -145,9 +148,9 @@ def _halved(encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         return torch.cat([encode(half) for half in pixels.chunk(2)])
 
 
-def batch_size(plan: Plan, height: int, width: int) -> int:
+def batch_size(batch_pixels: int, height: int, width: int) -> int:
     """Images of one shape in a full batch."""
-    return max(1, min(MAX_BATCH, plan.batch_pixels // (height * width)))
+    return max(1, min(MAX_BATCH, batch_pixels // (height * width)))
 
 
 def resident_bytes() -> int:

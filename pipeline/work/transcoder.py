@@ -89,7 +89,7 @@ def transcode_rows(
             decoder.check_grid(row, source)
             buckets.setdefault((row.grid_h, row.grid_w), []).append(index)
     for (h, w), places in buckets.items():
-        size = batch_size(plan, h * plan.stride, w * plan.stride)
+        size = batch_size(plan.batch_pixels, h * plan.stride, w * plan.stride)
         for first in range(0, len(places), size):
             _transcode_batch(out, places[first : first + size], source, plan, replica, clock)
     return out
@@ -101,7 +101,7 @@ def _transcode_batch(
     """Replace the payload of some rows of one grid."""
     with clock.stage("code"):
         codes = decoder.batch_codes([rows[i] for i in places], source, replica)
-    streams = replica.entropy_encode(codes, plan, clock) if plan.stores_bitstream else None
+    streams = replica.entropy_encode(codes, plan.coding, clock) if plan.stores_bitstream else None
     for n, i in enumerate(places):
         # A row that came from a bitstream has no raw bytes yet; its codes are uint8.
         raw = rows[i].codes if rows[i].codes is not None else codes[n].tobytes()

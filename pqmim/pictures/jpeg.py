@@ -14,7 +14,7 @@ that decide pixels, and the scans) and decoded strictly again: what is then said
 
 The note is not an error because whole files of some cameras end so.  A damaged byte that still
 decodes to exactly as many bits is beyond any JPEG decoder; tests/pqmim/pictures/test_jpeg.py
-counts how often.  Cost of the walk over segments: 6 us.
+counts how often.
 """
 
 from __future__ import annotations
@@ -22,133 +22,34 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import struct
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
-from pqmim.pictures import colour, ifd, scans
+from pqmim.pictures import colour, ifd
 from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size, doubt
+from pqmim.pictures.segments import (
+    BARE,
+    END,
+    EOI,
+    FRAMES,
+    GAIN_MAP,
+    SOS,
+    Header,
+    Segment,
+    behind_jpeg,
+    next_segment,
+    read_header,
+    unsent,
+)
 
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
-FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
-BARE = {0x01, SOI, EOI, *range(0xD0, 0xD8)}  # markers without a length
-# What read_header does about a marker: a table, as the walk is most of what a small picture costs.
-PASSED, FRAME, APPLICATION, ENDS, ODD = range(5)
-KINDS = bytes(
-    ODD if marker < 0xC0 or marker in BARE or marker == 0xFF
-    else ENDS if marker == SOS
-    else FRAME if marker in FRAMES
-    else APPLICATION if marker in (0xE1, 0xE2)
-    else PASSED
-    for marker in range(256)
-)  # fmt: skip
-_MARKER_AND_LENGTH = struct.Struct(">BBH").unpack_from
 UNHEARD = "sampling for which the decoder's warnings are not heard"
 _AT_END = re.compile("extraneous bytes before marker 0xd9")
-_MARKER = re.compile(rb"\xff+[^\x00\xff]")
 _SCAN_ENDS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-_GAIN_MAP = re.compile(rb"hdrgm:|hdrgainmap|iso:ts:21496", re.IGNORECASE)
 ADOBE_RGB = b"R03\0"  # of EXIF's interoperability: a camera's other colour space
 _THUMBNAIL = 0x010000  # class of MPF pictures that are smaller copies of the first
 _HEAD = 1 << 16  # bytes of a second picture in which its metadata are
-
-
-@dataclass(slots=True)
-class Header:
-    """What stands before the first scan."""
-
-    width: int = 0
-    height: int = 0
-    components: int = 0
-    exif: bytes = b""
-    xmp: bytes = b""
-    mpf: bytes = b""
-    mpf_at: int = 0  # place of the MPF block, from which its offsets count
-    icc: dict[int, bytes] = field(default_factory=dict)  # parts by number
-    icc_parts: int = 0
-    gain_map: bool = False
-    frame: int = 0  # place of the frame header's marker
-    scan: int = 0  # and of the first scan's
-
-    @property
-    def bare(self) -> bool:
-        """Whether no metadata says anything about the pixels."""
-        return not (self.exif or self.xmp or self.icc or self.mpf or self.gain_map)
-
-
-class Segment(NamedTuple):
-    """A marker and its parameters: data[start:end] with the marker, body from ``body`` on."""
-
-    marker: int
-    start: int
-    body: int
-    end: int
-
-
-def next_segment(data: bytes, at: int) -> Segment | None:
-    """The next marker at or after ``at``, as libjpeg finds it; None where there is none."""
-    if data[at : at + 1] == b"\xff" and b"\xbf" < data[at + 1 : at + 2] < b"\xff":  # as it should
-        body = at + 2
-    elif found := _MARKER.search(data, at):
-        body = found.end()
-    else:
-        return None
-    marker = data[body - 1]
-    if marker in BARE:
-        return Segment(marker, body - 2, body, body)
-    length = int.from_bytes(data[body : body + 2], "big")
-    return None if length < 2 else Segment(marker, body - 2, body + 2, body + length)
-
-
-def read_header(data: bytes) -> Header:
-    """Size, and the metadata that concern the pixels."""
-    header, at, size = Header(), 2, len(data) - 4
-    while True:
-        start, kind = at, ODD
-        if at < size:  # nearly always a marker with a length stands here
-            first, marker, length = _MARKER_AND_LENGTH(data, at)
-            if first == 0xFF and length > 1:
-                kind, body, at = KINDS[marker], at + 4, at + 2 + length
-        if kind == PASSED:
-            continue
-        if kind == ODD:
-            segment = next_segment(data, start)
-            if segment is None:
-                break
-            marker, start, body, at = segment
-            kind = ENDS if marker == EOI else KINDS[marker]
-        if kind == ENDS:
-            header.scan = start
-            break
-        if kind == FRAME and not header.components and at - body >= 6:
-            header.height = int.from_bytes(data[body + 1 : body + 3], "big")
-            header.width = int.from_bytes(data[body + 3 : body + 5], "big")
-            header.components = data[body + 5] if body + 5 < len(data) else 0
-            header.frame = start
-        elif kind == APPLICATION:
-            _application(data, body, at, header)
-    return header
-
-
-def _application(data: bytes, start: int, end: int, header: Header) -> None:
-    """APP1 and APP2: EXIF, XMP, ICC parts, MPF, gain map."""
-    if data.startswith(b"Exif\0", start):
-        header.exif = header.exif or data[start + 6 : end]
-    elif data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
-        header.xmp = data[start + 29 : end]
-        header.gain_map |= bool(_GAIN_MAP.search(header.xmp))
-    elif data.startswith(b"ICC_PROFILE\0", start):
-        if end - start > 14:
-            header.icc.setdefault(data[start + 12], data[start + 14 : end])
-            header.icc_parts = max(header.icc_parts, data[start + 13])
-    elif data.startswith(b"MPF\0", start):
-        header.mpf, header.mpf_at = data[start + 4 : end], start + 4
-    elif data.startswith(b"urn:iso:std:iso:ts:21496", start):
-        header.gain_map = True
 
 
 def decode(data: bytes, rules: Rules) -> Decoded:
@@ -163,9 +64,9 @@ def decode(data: bytes, rules: Rules) -> Decoded:
     pixels, notes = _decode_strictly(data, mode, rules)
     if pixels.shape[:2] != (header.height, header.width):
         raise BadPicture("JPEG: two frame headers that do not agree")
-    if said := scans.unsent(data, header.frame, header.scan):
+    if said := unsent(data, header.frame, header.scan):
         raise BadPicture(f"JPEG: {said}")
-    if header.components == 3 and header.bare and data.endswith(scans.EOI):
+    if header.components == 3 and header.bare and data.endswith(END):
         return Decoded(pixels, (), notes)  # as most are: nothing else can be said of it
     if mode == "CMYK":  # Adobe's convention, which all CMYK JPEG follows: 255 is no ink
         np.subtract(255, pixels, out=pixels)
@@ -290,7 +191,7 @@ def _others(data: bytes, header: Header) -> tuple[str, ...]:
     """Second pictures of the file: gain maps, what a multi-picture index (MPF) lists, and what
     stands behind the end of the first."""
     metadata = bool(header.exif or header.xmp or header.mpf)
-    another, video = scans.behind_jpeg(data, header.scan, metadata)
+    another, video = behind_jpeg(data, header.scan, metadata)
     if not (another or video or header.mpf):
         return ("gain_map",) if header.gain_map else ()
     gain_map, pictures = header.gain_map, 1
@@ -301,7 +202,7 @@ def _others(data: bytes, header: Header) -> tuple[str, ...]:
         kind = int.from_bytes(entries[at : at + 4], order) & 0xFFFFFF  # type: ignore[arg-type]
         place = int.from_bytes(entries[at + 8 : at + 12], order)  # type: ignore[arg-type]
         place += header.mpf_at
-        if _GAIN_MAP.search(data[place : place + _HEAD]):
+        if GAIN_MAP.search(data[place : place + _HEAD]):
             gain_map = True
         elif kind & 0xFF0000 != _THUMBNAIL:
             pictures += 1

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from pqmim.pictures import declared, scans
+from pqmim.pictures import declared, segments
 from pqmim.pictures.picture import BadPicture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +70,7 @@ def read(data: bytes) -> Facts:
         seen.add(kind)
     if facts.colour_type == PALETTE and b"PLTE" not in seen:
         raise BadPicture("PNG: a picture by palette, without a palette")
-    another, _ = scans.behind(data, last)
+    another, _ = segments.behind(data, last)
     frames = max(1, animated + (1 - before if animated else 0)) + another
     return replace(facts, lean=b"".join(parts), frames=frames)
 

@@ -195,8 +195,8 @@ def test_an_archive_of_format_version_1_goes_on_by_its_own_rules(tmp_path):
     assert "dropped" not in names and names[-1] == "source_sha256"
     entry = json.loads(old.ledger().read_bytes())
     assert "dropped" not in entry
-    ignored = images.decode(files()["p3.jpg"], old.plan).pixels
-    assert not np.array_equal(ignored, images.decode(files()["p3.jpg"], todays).pixels)
+    ignored = images.decode(files()["p3.jpg"], old.plan.pictures).pixels
+    assert not np.array_equal(ignored, images.decode(files()["p3.jpg"], todays.pictures).pixels)
     assert report(old).safe
 
 
@@ -215,12 +215,12 @@ def test_a_column_called_dropped_may_be_kept_where_there_is_no_other():
 
 def test_counts_in_words():
     plan = Plan("m", 1, 16, 256, 0, "d")
-    assert losses.in_words({}, plan) == ""
-    assert losses.in_words({"icc": 12, "frames": 3}, plan) == (
+    assert losses.in_words({}, plan.icc) == ""
+    assert losses.in_words({"icc": 12, "frames": 3}, plan.icc) == (
         "12 profiles converted, 3 animations' other frames"
     )
-    assert losses.in_words({"gain_map": 1}, plan) == "1 gain map"
-    found = losses.in_words({"video": 2, "colour": 1}, plan)
+    assert losses.in_words({"gain_map": 1}, plan.icc) == "1 gain map"
+    found = losses.in_words({"video": 2, "colour": 1}, plan.icc)
     assert found == "1 colour space taken as sRGB, 2 motion photos' videos"
     assert losses.count([Row("a", Status.OK, dropped=("bits:16", "bits:10"))]) == {"bits": 1}
 

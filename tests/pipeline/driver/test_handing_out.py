@@ -12,7 +12,8 @@ from pipeline.driver import run as driver
 from pipeline.driver.fleet import Moved, Returned
 from pipeline.driver.pace import Limits
 from pipeline.driver.report import Progress
-from pipeline.plan import Counts, ShardResult, ShardSpec
+from pipeline.plan import ShardResult, ShardSpec
+from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
 from tests.pipeline.driver.test_run import NEVER, Run, SimulatedPool, names, result, spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.driver.limit import NAMES, Limit
-from pipeline.plan import Alone
+from pipeline.signals import Alone
 
 MPX = 10_000_000  # pixels of the runs here
 

@@ -18,7 +18,8 @@ from pipeline.driver import local_pool, run
 from pipeline.driver.fleet import Down, Event, Moved, Returned, Up
 from pipeline.driver.local_pool import LocalPool
 from pipeline.driver.report import Progress
-from pipeline.plan import Counts, Plan, Resources, ShardResult, ShardSpec
+from pipeline.plan import Plan, Resources, ShardResult, ShardSpec
+from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pipeline.work.encoder import encode_shard
 from pipeline.work.host import Work

@@ -95,7 +95,7 @@ def forge(archive: Archive, change: Callable[[list[Row]], list[Row]], number: in
     """Another table, with which ledger and footer agree in everything."""
     spec, rows = archive.specs[number], change(read(archive, number))
     counts = {s.value: sum(row.status is s for row in rows) for s in Status}
-    sizes = [images.encoded_size(r.width, r.height, archive.plan) for r in rows if r.crc32]
+    sizes = [images.encoded_size(r.width, r.height, archive.plan.pictures) for r in rows if r.crc32]
     result = replace(
         committed(archive.store)[spec.shard_id],
         rows={status: count for status, count in counts.items() if count},

@@ -31,7 +31,7 @@ def archive(tmp_path: Path) -> Archive:
 def alone(archive: Archive, row: Row) -> np.ndarray:
     """One row decoded by the bare codec."""
     codes = np.frombuffer(row.codes or b"", np.uint8).reshape(1, row.grid_h, row.grid_w, -1)
-    size = images.encoded_size(row.width, row.height, archive.plan)
+    size = images.encoded_size(row.width, row.height, archive.plan.pictures)
     return archive.replica.codec.decode(torch.tensor(codes), size[1], size[0])[0].numpy()
 
 
@@ -91,8 +91,8 @@ def test_encoded_size_is_that_of_the_decoded_source(
 ) -> None:
     plan = Plan(model="", quality=1, stride=16, codewords=16, inputs=1, inputs_digest="",
                 resize=resize)  # fmt: skip
-    picture = images.decode(jpeg(*size), plan)
-    expected = images.encoded_size(picture.width, picture.height, plan)
+    picture = images.decode(jpeg(*size), plan.pictures)
+    expected = images.encoded_size(picture.width, picture.height, plan.pictures)
     assert expected == picture.pixels.shape[:0:-1]
 
 

@@ -66,7 +66,7 @@ def test_rows_hold_what_readers_expect(tmp_path: Path, replica: Replica) -> None
     assert zlib.crc32(row.codes) == row.crc32
     codes = np.frombuffer(row.codes, np.uint8).reshape(1, 3, 4, 4)
     plan = plan_of([], replica)
-    assert (replica.entropy_decode([row.bitstream], 3, 4, plan) == codes).all()
+    assert (replica.entropy_decode([row.bitstream], 3, 4, plan.coding) == codes).all()
     nothing = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     drawn = replica.codec.complete(nothing, nothing.bool(), steps=2, seed=[seed_of(7, 3)])
     assert (drawn.numpy() == codes).all()

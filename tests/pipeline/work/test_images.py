@@ -417,14 +417,18 @@ for data in [bomb_png(9500, 9500), exif[:at + 6] + b"II*" + exif[at + 9:],
     ],
 )  # fmt: skip
 def test_the_memory_that_a_picture_takes_is_known_from_its_header(data, least, most):
-    assert least <= images.working_bytes(data, PLAN) / (200 * 100) <= most
+    assert least <= images.working_bytes(data, PLAN.pictures) / (200 * 100) <= most
 
 
 def test_a_picture_that_is_refused_takes_no_memory():
-    assert images.working_bytes(bomb_png(60_000, 60_000), PLAN) == 0
-    assert images.working_bytes(b"no picture", PLAN) == images.working_bytes(b"", PLAN) == 0
-    assert images.working_bytes(jpeg(8, 8), plan(min_side=9)) == 0
-    enlarged = images.working_bytes(jpeg(40, 40), plan(resize=400))
+    assert images.working_bytes(bomb_png(60_000, 60_000), PLAN.pictures) == 0
+    assert (
+        images.working_bytes(b"no picture", PLAN.pictures)
+        == images.working_bytes(b"", PLAN.pictures)
+        == 0
+    )
+    assert images.working_bytes(jpeg(8, 8), plan(min_side=9).pictures) == 0
+    enlarged = images.working_bytes(jpeg(40, 40), plan(resize=400).pictures)
     assert enlarged >= 12 * 400 * 400
 
 

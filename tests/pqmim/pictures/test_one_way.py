@@ -56,7 +56,7 @@ def test_four_readers_give_the_same_pixels(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(FILES[name])
     (tmp_path / "one.tar").write_bytes(make_tar([(name, FILES[name])]))
-    job = torch.from_numpy(images.decode(FILES[name], PLAN).pixels)
+    job = torch.from_numpy(images.decode(FILES[name], PLAN.pictures).pixels)
     for found in (
         formats.read_pixels(str(path)), rd.load_image(path),
         crops.load_images([tmp_path / "one.tar"])[0],
@@ -114,7 +114,7 @@ def test_transparency_is_white_and_16_bits_are_scaled_on_the_command_line(tmp_pa
 def test_compressing_a_logo_on_nothing_keeps_its_ground(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(tiny_bytes(prior=True))
     for name, data in (("logo.png", FILES["logo.png"]), ("white.png", None)):
-        ground = images.decode(FILES["logo.png"], PLAN).pixels.transpose(1, 2, 0)
+        ground = images.decode(FILES["logo.png"], PLAN.pictures).pixels.transpose(1, 2, 0)
         white = saved(Image.fromarray(ground), "PNG")
         (tmp_path / name).write_bytes(data or white)
         args = ["compress", str(tmp_path / name), str(tmp_path / name) + ".pqm", "--price", "0"]
@@ -139,7 +139,7 @@ def test_formats_that_are_not_listed_are_opened_nowhere(data: bytes, tmp_path: P
     path.write_bytes(data)
     (tmp_path / "one.tar").write_bytes(make_tar([("x.png", data)]))
     with pytest.raises(images.BadImage):
-        images.decode(data, PLAN)
+        images.decode(data, PLAN.pictures)
     for reading in (
         lambda: formats.read_pixels(str(path)), lambda: rd.load_image(path),
         lambda: crops.load_images([tmp_path / "one.tar"]),
