@@ -110,8 +110,8 @@ def by_replicas(
     from pipeline.store.storage import Store
 
     class Joined(report.Progress):
-        def shard_done(self, result: report.ShardResult, now: float) -> None:
-            super().shard_done(result, now)
+        def shard_done(self, result: report.ShardResult, now: float, seconds: float) -> None:
+            super().shard_done(result, now, seconds)
             if isinstance(result, Decoded):
                 totals.join(result.totals)
 

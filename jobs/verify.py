@@ -151,6 +151,7 @@ def prove(
     log.info("%d shards: %d proved before, %d to do", len(specs), len(specs) - len(left), len(left))
     own = Store(store.url(f"runs/{prover.run}"))  # keeps the shards given up out of the archive's
     progress = report.Progress(len(specs), len(specs) - len(left), sum(s.size for s in left))
+    progress.run = prover.run
     if left:
         try:
             # Bad images were judged when they were encoded: any share of them will do.

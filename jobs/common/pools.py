@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common import UsageError
 from pipeline.driver.fleet import Pool
+from pipeline.driver.report import Progress, Watcher
 from pipeline.plan import Plan, Resources
 from pipeline.store.storage import Store
 
@@ -52,6 +53,18 @@ def open_pool(
         yield pool, resources
     finally:
         pool.close()
+
+
+def exporters(resources: Resources, progress: Progress) -> list[Watcher]:
+    """Who counts a run for Prometheus: nobody where its replicas are not Ray's."""
+    if resources.local:
+        return []
+    import ray
+    from ray.util import metrics
+
+    from pipeline.observe.exporter import Exporter
+
+    return [Exporter(metrics, progress)] if ray.is_initialized() else []
 
 
 def local_device(device: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobs import common
-from jobs.common.pools import open_pool
+from jobs.common.pools import exporters, open_pool
 from pipeline import logs
 from pipeline.archive import commit, layout, resume, table
 from pipeline.driver import policy, report, run
@@ -144,11 +144,12 @@ def work_off(
     log.info("%d shards: %s", len(specs), counts)
     progress = report.Progress(len(specs), left.committed, sum(s.size for s in left.todo))
     progress.damaged += left.damaged
+    progress.set_aside = len(left.quarantined)
     progress.encodes = getattr(work, "__name__", "") == "encode_shard"
-    name, state, message = common.run_id(), "interrupted", ""
+    progress.run, state, message = common.run_id(), "interrupted", ""
     try:
         if left.todo:
-            with logs.run(name):
+            with logs.run(progress.run):
                 resources = drive(
                     plan, left.todo, store, store, progress, resources, work, max_bad_images, limits
                 )
@@ -159,7 +160,7 @@ def work_off(
             raise common.UsageError(message) from stop
     finally:
         summary = progress.summary(plan, resources.device, resources.replicas, state)
-        _save(store, name, summary)
+        _save(store, progress.run, summary)
     sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
     bad = progress.damaged or progress.quarantined or left.quarantined
     return common.OK if state == "complete" and not bad else common.INCOMPLETE
@@ -182,11 +183,13 @@ def drive(
     are kept in ``own``.  Gives the resources with the device that was found."""
     queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
     limits = replace(limits, rss_growth_bytes=limits.rss_growth_bytes + queues)
+    progress.run = progress.run or common.run_id()
     progress.meter = common.meter("progress", progress.bytes_left)
     try:
         with open_pool(store, plan, resources, work) as (pool, found):
+            progress.watchers += exporters(found, progress)
             log.info("starting %d replicas: each loads the model and tries it", found.replicas)
             run.run(todo, pool, own, progress, max_bad_images, found.replicas, limits)
             return found
     finally:
-        progress.meter.close()
+        progress.end()

@@ -34,6 +34,12 @@ class Down:
     replica: str
     reason: str
     node_lost: bool = False  # the whole node went, so that no shard is to blame
+    hung: bool = False  # it was killed, as it stood still
+
+    @property
+    def cause(self) -> str:
+        """In a word."""
+        return "node" if self.node_lost else "hung" if self.hung else "died"
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,12 @@ class Fleet:
     def idle(self) -> Member | None:
         """An open replica with nothing to do."""
         return next(iter(self._open[0]), None)
+
+    @property
+    def starved(self) -> float:
+        """Share of the replicas up that have no shard."""
+        idle = len(self._open[0]) + sum(not member.flights for member in self.reserved)
+        return idle / self.up if self.up else 0.0
 
     @property
     def coming(self) -> int:

@@ -43,21 +43,21 @@ class Limit:
 
     def came(self, name: str, node: str, alone: Alone, now: float) -> None:
         """A replica is up."""
-        self._pass(now)
+        self._since, self._replica_s, self._core_s = self._passed(now)
         self._up[name] = node, alone
         self._measured.append(alone)
 
     def went(self, name: str, now: float) -> None:
         """A replica is gone."""
-        self._pass(now)
+        self._since, self._replica_s, self._core_s = self._passed(now)
         self._up.pop(name, None)
 
-    def _pass(self, now: float) -> None:
-        """Count the time until now for those that are up."""
+    def _passed(self, now: float) -> tuple[float, float, float]:
+        """Now, and the seconds of replicas and of cores until then."""
         seconds = max(now - self._since, 0.0) if self._up else 0.0
-        self._replica_s += len(self._up) * seconds
-        self._core_s += self._cores() * seconds
-        self._since = now
+        return (
+            now, self._replica_s + len(self._up) * seconds, self._core_s + self._cores() * seconds
+        )  # fmt: skip
 
     def _cores(self) -> int:
         """Cores that the replicas can use: those of their nodes, no more than they have threads."""
@@ -77,10 +77,10 @@ class Limit:
             pixels: encoded.
             seconds: by stage, of which reading counts here.
             cpu: processor seconds by stage.
-            now: the end of the run.
+            now: the end of the run, or a time before it.
         """
-        self._pass(now)
-        if not pixels or not self._measured or not self._replica_s:
+        _, replica_s, core_s = self._passed(now)
+        if not pixels or not self._measured or not replica_s:
             return None
         count, size = len(self._measured), pixels / 1e6
         parts = {name: cpu.get(name, 0.0) for name in ("read", "decode", "write")}
@@ -92,10 +92,10 @@ class Limit:
             if name not in device or self._measured[0].on_cpu
         }  # fmt: skip
         limits = {
-            "device": (sum(device.values()) / self._replica_s, device),
-            "cores": (sum(cores.values()) / self._core_s, cores),
+            "device": (sum(device.values()) / replica_s, device),
+            "cores": (sum(cores.values()) / core_s, cores),
             "storage": (
-                seconds.get("read", 0.0) / (IN_FLIGHT * self._replica_s), {"read": 1.0}
+                seconds.get("read", 0.0) / (IN_FLIGHT * replica_s), {"read": 1.0}
             ),
         }  # fmt: skip
         share, needs = max(limits.values(), key=lambda pair: pair[0])

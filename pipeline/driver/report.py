@@ -10,15 +10,38 @@ import datetime
 import json
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
+from typing import Protocol, TypeVar
 
-from pipeline.driver.limit import NAMES, Limit
-from pipeline.plan import Plan, ShardResult, Status
+from pipeline.driver.fleet import Fleet
+from pipeline.driver.limit import NAMES, Limit, Verdict
+from pipeline.plan import Plan, ShardResult, ShardSpec, Status
 from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
 
+N = TypeVar("N", int, float)
 RECENT_S = 60.0  # that the rate in the forecast is taken over, at least
+
+
+class Watcher(Protocol):
+    """Who looks at a run while it goes on; must cost it nothing and never raise."""
+
+    def shard(self, seconds: float) -> None:
+        """A shard is committed, so long after it was handed out."""
+
+    def look(self, progress: Progress, fleet: Fleet, wanted: int, now: float) -> None:
+        """Called several times a second; ``wanted``: replicas."""
+
+    def end(self, progress: Progress, now: float) -> None:
+        """The run is over."""
+
+
+def add(totals: dict[str, N], more: Mapping[str, N]) -> None:
+    """Add up by name."""
+    for name, count in more.items():
+        totals[name] = totals.get(name, 0) + count
 
 
 @dataclass
@@ -41,22 +64,25 @@ class Progress:
     adopted: int = 0
     skipped: int = 0  # AppleDouble members
     filled: dict[str, int] = field(default_factory=dict)  # kept column -> rows that have a value
-    retries: int = 0  # of shards
+    retried: dict[str, int] = field(default_factory=dict)  # shards, by kind of failure
     storage_retries: int = 0  # requests
     second_copies: int = 0  # of late shards
-    replicas_lost: int = 0
+    lost: dict[str, int] = field(default_factory=dict)  # replicas, by cause
     rss_bytes: int = 0
     damaged: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
+    set_aside: int = 0  # quarantined by earlier submissions, and not to be tried again
     cpu: dict[str, float] = field(default_factory=dict)
     limit: Limit = field(default_factory=Limit)
     encodes: bool = True  # pictures, so that the limit of a replica means something
+    run: str = ""  # id of the submission
     meter: Meter | None = None
+    watchers: list[Watcher] = field(default_factory=list)
     flying: Counts = Counts()  # of the shards in flight
     _past: deque[tuple[float, int]] = field(default_factory=deque)  # when, and bytes done by then
 
-    def shard_done(self, result: ShardResult, now: float) -> None:
-        """Count a committed shard."""
+    def shard_done(self, result: ShardResult, now: float, seconds: float) -> None:
+        """Count a committed shard, so long after it was handed out."""
         self.done += 1
         self.last_done = now
         self.adopted += result.adopted
@@ -67,16 +93,35 @@ class Progress:
         self.table_bytes += result.table_bytes
         self.storage_retries += result.retries
         self.rss_bytes = max(self.rss_bytes, result.rss_bytes)
-        for name, count in result.filled.items():
-            self.filled[name] = self.filled.get(name, 0) + count
-        for status, count in result.rows.items():
-            self.rows[status] = self.rows.get(status, 0) + count
-        for stage, seconds in result.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        for stage, seconds in result.cpu.items():
-            self.cpu[stage] = self.cpu.get(stage, 0.0) + seconds
+        add(self.filled, result.filled)
+        add(self.rows, result.rows)
+        add(self.seconds, result.seconds)
+        add(self.cpu, result.cpu)
         if result.outcome != "done":
             self.damaged.append(result.url)
+        for watcher in self.watchers:
+            watcher.shard(seconds)
+
+    def given_up(self, spec: ShardSpec) -> None:
+        """Count a quarantined shard."""
+        self.quarantined.append(spec.url)
+        self.bytes_left -= spec.size
+
+    @property
+    def retries(self) -> int:
+        """Shards tried again."""
+        return sum(self.retried.values())
+
+    @property
+    def replicas_lost(self) -> int:
+        """Replicas that were up."""
+        return sum(self.lost.values())
+
+    @property
+    def shards_left(self) -> int:
+        """Shards that have no end yet."""
+        ended = self.done_before + self.set_aside + self.done + len(self.quarantined)
+        return self.shards - ended
 
     @property
     def images(self) -> int:
@@ -93,14 +138,17 @@ class Progress:
         pairs = zip(astuple(self.flying), astuple(before), astuple(now), strict=True)
         self.flying = Counts(*(total - old + new for total, old, new in pairs))
 
-    def show(self, now: float, replicas: int, running: int) -> None:
-        """Tell a person how far the run is."""
+    def show(self, now: float, fleet: Fleet, wanted: int) -> None:
+        """Tell who watches, and a person, how far the run is; ``wanted``: replicas."""
+        for watcher in self.watchers:
+            watcher.look(self, fleet, wanted, now)
         if self.meter is None:
             return
         done = self.source_bytes + self.flying.source_bytes
         images = self.images + self.flying.images
         if not images and not self.done:
-            return self.meter.show(0, f"{replicas} replicas up, {running} shards in flight")
+            flights = len(fleet.flights)
+            return self.meter.show(0, f"{fleet.up} replicas up, {flights} shards in flight")
         bad = sum(self.rows.values()) - self.images + self.flying.bad
         elapsed = max(now - (self.first_work or self.started), 1e-9)
         pixels = self.pixels + self.flying.pixels
@@ -111,6 +159,13 @@ class Progress:
             f"{self.done_before + self.done}/{self.shards} shards, {images} images, "
             f"{images / elapsed:.1f}/s, {bpp}{bad} bad, ETA {self._left(now, done)}",
         )
+
+    def end(self) -> None:
+        """The run is over."""
+        for watcher in self.watchers:
+            watcher.end(self, time.monotonic())
+        if self.meter is not None:
+            self.meter.close()
 
     def _left(self, now: float, done: int) -> str:
         """Time to the end, at the rate of the last minute or tenth of the run."""
@@ -131,12 +186,16 @@ class Progress:
         """Payload bits per encoded pixel."""
         return 8 * self.code_bytes / self.pixels if self.pixels else 0.0
 
+    def verdict(self, now: float) -> Verdict | None:
+        """How close the run is to its limit; None where that is not known."""
+        if not self.encodes:
+            return None
+        return self.limit.verdict(self.pixels, self.seconds, self.cpu, now)
+
     def summary(self, plan: Plan, device: str, replicas: int, state: str) -> dict[str, object]:
         """The record of this submission, ``runs/<run_id>/summary.json``."""
         mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
-        held = None
-        if self.encodes and self.done:
-            held = self.limit.verdict(self.pixels, self.seconds, self.cpu, self.last_done)
+        held = self.verdict(self.last_done) if self.done else None
         return {
             "state": state,
             "images": self.images,

@@ -44,7 +44,7 @@ from pipeline.driver.fleet import (
 from pipeline.driver.missing import Missing
 from pipeline.driver.pace import Limits, Pace
 from pipeline.driver.policy import Action, Stopped
-from pipeline.driver.report import Progress
+from pipeline.driver.report import Progress, add
 from pipeline.driver.waiting import Waiting
 from pipeline.plan import ShardFailure, ShardResult, ShardSpec
 from pipeline.signals import Counts
@@ -78,8 +78,7 @@ class Driver:
     ) -> None:  # fmt: skip
         self.pool, self.store, self.progress, self.clock = pool, store, progress, clock
         self.max_bad_images, self.limits = max_bad_images, limits
-        self.pace, self.fleet = Pace(limits), Fleet()
-        self.waiting = Waiting(specs)
+        self.pace, self.fleet, self.waiting = Pace(limits), Fleet(), Waiting(specs)
         self.missing = Missing(replicas, limits, clock())
         self.heard = self.complained = clock()
 
@@ -90,7 +89,7 @@ class Driver:
             self._hand_out(self.clock())
             for event in self.pool.wait(TICK_S):
                 self._take(event, self.clock())
-            self.progress.show(self.clock(), self.fleet.up, len(self.fleet.flights))
+            self.progress.show(self.clock(), self.fleet, self.missing.replicas)
 
     # Handing out ---------------------------------------------------------------------------------
 
@@ -195,10 +194,10 @@ class Driver:
         self._recycle(flight.member, outcome, now)
 
     def _done(self, flight: Flight, result: ShardResult, now: float) -> None:
-        self.pace.add(now - flight.started)
+        self.pace.add(seconds := now - flight.started)
         self._count(flight.job, Counts())
         self.waiting.end(flight.job)
-        self.progress.shard_done(result, now)
+        self.progress.shard_done(result, now, seconds)
         policy.check_bad_images(self.progress, self.max_bad_images)
 
     def _failed(self, job: Job, kind: str, message: str, member: Member) -> None:
@@ -213,13 +212,13 @@ class Driver:
             return  # the other copy may still do it
         self._count(job, Counts())
         if action is Action.RETRY:
-            return self._try_again(job, alone=kind == "lost")
+            return self._try_again(job, kind, alone=kind == "lost")
         commit.quarantine(self.store, job.spec, message, job.strikes)
-        self.progress.quarantined.append(url)
+        self.progress.given_up(job.spec)
         self.waiting.end(job)
 
-    def _try_again(self, job: Job, alone: bool) -> None:
-        self.progress.retries += 1
+    def _try_again(self, job: Job, kind: str, alone: bool) -> None:
+        add(self.progress.retried, {kind: 1})
         self._count(job, Counts())
         self.waiting.again(job, alone)
 
@@ -232,7 +231,8 @@ class Driver:
             return
         log.warning("%s lost with %d shards: %s", member, len(member.flights), event.reason)
         started = member.state != "pending"
-        self.progress.replicas_lost += started
+        if started:
+            add(self.progress.lost, {event.cause: 1})
         self.missing.lost(event.reason, now, started=started)
         self.progress.limit.went(member.name, now)
         for flight in member.flights.values():
@@ -243,12 +243,12 @@ class Driver:
         job.losses += event.node_lost
         if event.node_lost and job.losses < policy.MAX_ATTEMPTS:
             if not job.copies:
-                self._try_again(job, alone=False)
+                self._try_again(job, "lost", alone=False)
         elif len(member.flights) == 1:
             self._failed(job, "lost", f"its replica was lost: {event.reason}", member)
         elif not job.copies:
             log.warning("%s: was not alone on %s, tried again alone", job.spec.url, member)
-            self._try_again(job, alone=True)
+            self._try_again(job, "lost", alone=True)
 
     def _recycle(self, member: Member, outcome: ShardResult | ShardFailure, now: float) -> None:
         """Replace a replica that has grown or aged, once it is empty."""
@@ -287,7 +287,7 @@ class Driver:
             flight.job.hangs += 1
             self.pool.kill(name)
             reason = f"hung: {flight.job.spec.url} got no further in {now - flight.moved:.0f} s"
-            self._down(Down(name, reason), now)
+            self._down(Down(name, reason, hung=True), now)
 
     def _name_stuck(self, now: float) -> None:
         """Say what runs where since when."""

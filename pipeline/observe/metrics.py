@@ -14,7 +14,7 @@ from pipeline.plan import Status
 
 PREFIX = "ray_"
 STATUSES = tuple(status.value for status in Status)
-STAGES = ("read", "decode", "encode", "code", "write")
+STAGES = ("read", "decode", "encode", "measure", "code", "write")
 OUTCOMES = ("done", "damaged", "quarantined")
 RETRIES = ("transient", "error", "lost")
 LOSSES = ("died", "hung", "node")

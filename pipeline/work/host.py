@@ -1,7 +1,7 @@
 """A replica in a process of its own: what a pool starts, whatever it starts it with.
 
 It is sent a ShardSpec and sends back a ShardResult or a ShardFailure; nothing else crosses.  Every
-exception becomes a ShardFailure here, at the only broad ``except`` of the project.
+exception becomes a ShardFailure here.
 """
 
 from __future__ import annotations
