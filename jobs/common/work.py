@@ -159,7 +159,7 @@ def work_off(
         if progress.first_work is None:
             raise common.UsageError(message) from stop
     finally:
-        summary = progress.summary(plan, resources.device, resources.replicas, state)
+        summary = progress.summary(plan, resources, state)
         _save(store, progress.run, summary)
     sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
     bad = progress.damaged or progress.quarantined or left.quarantined

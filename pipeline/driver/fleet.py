@@ -171,10 +171,9 @@ class Fleet:
         return next(iter(self._open[0]), None)
 
     @property
-    def starved(self) -> float:
-        """Share of the replicas up that have no shard."""
-        idle = len(self._open[0]) + sum(not member.flights for member in self.reserved)
-        return idle / self.up if self.up else 0.0
+    def starved(self) -> int:
+        """Replicas up that have no shard."""
+        return len(self._open[0]) + sum(not member.flights for member in self.reserved)
 
     @property
     def coming(self) -> int:

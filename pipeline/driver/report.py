@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Protocol, TypeVar
 
+from pipeline.driver.advice import advise
 from pipeline.driver.fleet import Fleet
 from pipeline.driver.limit import NAMES, Limit, Verdict
-from pipeline.plan import Plan, ShardResult, ShardSpec, Status
+from pipeline.plan import Plan, Resources, ShardResult, ShardSpec, Status
 from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
@@ -138,17 +139,20 @@ class Progress:
         pairs = zip(astuple(self.flying), astuple(before), astuple(now), strict=True)
         self.flying = Counts(*(total - old + new for total, old, new in pairs))
 
-    def show(self, now: float, fleet: Fleet, wanted: int) -> None:
-        """Tell who watches, and a person, how far the run is; ``wanted``: replicas."""
+    def look(self, fleet: Fleet, wanted: int, now: float) -> None:
+        """Replicas have what they can get: tell who watches; ``wanted``: replicas."""
+        self.limit.idle(fleet.starved, now)
         for watcher in self.watchers:
             watcher.look(self, fleet, wanted, now)
+
+    def show(self, now: float, replicas: int, running: int) -> None:
+        """Tell a person how far the run is."""
         if self.meter is None:
             return
         done = self.source_bytes + self.flying.source_bytes
         images = self.images + self.flying.images
         if not images and not self.done:
-            flights = len(fleet.flights)
-            return self.meter.show(0, f"{fleet.up} replicas up, {flights} shards in flight")
+            return self.meter.show(0, f"{replicas} replicas up, {running} shards in flight")
         bad = sum(self.rows.values()) - self.images + self.flying.bad
         elapsed = max(now - (self.first_work or self.started), 1e-9)
         pixels = self.pixels + self.flying.pixels
@@ -192,7 +196,7 @@ class Progress:
             return None
         return self.limit.verdict(self.pixels, self.seconds, self.cpu, now)
 
-    def summary(self, plan: Plan, device: str, replicas: int, state: str) -> dict[str, object]:
+    def summary(self, plan: Plan, resources: Resources, state: str) -> dict[str, object]:
         """The record of this submission, ``runs/<run_id>/summary.json``."""
         mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
         held = self.verdict(self.last_done) if self.done else None
@@ -204,6 +208,9 @@ class Progress:
             "of_limit": held and held.share,
             "bound_by": held and held.bound,
             "alone_s": held and held.parts,
+            "busy": held and held.busy,
+            "replica_s": held and held.replica_s,
+            "advice": held and advise(held, self.cpu, resources, plan, self.work_s),
             "bpp": self.bpp,
             "rows": self.rows,
             "seconds": self.seconds,
@@ -227,8 +234,8 @@ class Progress:
             "second_copies": self.second_copies,
             "replicas_lost": self.replicas_lost,
             "rss_bytes": self.rss_bytes,
-            "replicas": replicas,
-            "device": device,
+            "replicas": resources.replicas,
+            "device": resources.device,
             "model": plan.model,
             "quality": plan.quality,
         }
@@ -269,6 +276,8 @@ def text(summary: dict[str, object]) -> str:
             f"{summary['of_limit']:.0%} of the limit, which is {NAMES[str(summary['bound_by'])]} "
             f"(the parts alone, in seconds of a core or device: {alone})"
         )
+    if summary.get("advice"):
+        lines.append(f"to go faster: {summary['advice']}")
     for name in summary.get("empty_columns", []):  # type: ignore[attr-defined]
         lines.append(
             f"--keep {name}: null in every row of this run: no sample has such a member, or such a "

@@ -87,9 +87,10 @@ class Driver:
         while not self.waiting.over:
             self._look_after(self.clock())
             self._hand_out(self.clock())
+            self.progress.look(self.fleet, self.missing.replicas, self.clock())
             for event in self.pool.wait(TICK_S):
                 self._take(event, self.clock())
-            self.progress.show(self.clock(), self.fleet, self.missing.replicas)
+            self.progress.show(self.clock(), self.fleet.up, len(self.fleet.flights))
 
     # Handing out ---------------------------------------------------------------------------------
 
@@ -230,8 +231,7 @@ class Driver:
         if member is None:
             return
         log.warning("%s lost with %d shards: %s", member, len(member.flights), event.reason)
-        started = member.state != "pending"
-        if started:
+        if started := member.state != "pending":
             add(self.progress.lost, {event.cause: 1})
         self.missing.lost(event.reason, now, started=started)
         self.progress.limit.went(member.name, now)

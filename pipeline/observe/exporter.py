@@ -63,7 +63,7 @@ def levels(
     yield metrics.REPLICAS, "up", fleet.up
     yield metrics.IN_FLIGHT, "", len(fleet.flights)
     yield metrics.OLDEST, "", now - oldest.started if oldest else 0.0
-    yield metrics.STARVED, "", fleet.starved
+    yield metrics.STARVED, "", fleet.starved / fleet.up if fleet.up else 0.0
     if (held := progress.verdict(now)) is not None:
         yield metrics.OF_LIMIT, "", held.share
 

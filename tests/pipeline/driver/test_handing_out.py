@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from pipeline.driver import run as driver
-from pipeline.driver.fleet import Fleet, Moved, Returned
+from pipeline.driver.fleet import Moved, Returned
 from pipeline.driver.pace import Limits
 from pipeline.driver.report import Progress
 from pipeline.plan import ShardResult, ShardSpec
@@ -179,7 +179,7 @@ def test_the_forecast_falls_while_the_work_goes_on_evenly() -> None:
     for second in range(1, 100):
         now, before = float(second), progress.flying
         progress.moved(before, Counts(second, 0, 100 * second, 10 * second, 10 * second))
-        progress.show(now, Fleet(), 1)
+        progress.show(now, 1, 1)
         left.append(progress._left(now, progress.flying.source_bytes))
     assert left[9:12] == ["0:01:30", "0:01:29", "0:01:28"] and left[-1] == "0:00:01"
     lines = stream.getvalue().splitlines()
