@@ -30,7 +30,7 @@ test: $(STAMP)  ## run the tests (WORKERS=2)
 	@$(PYTEST)
 
 test-long: $(STAMP)  ## what takes longer: the real demo, many examples a property, Ray Train
-	@$(PYTEST) --maxfail=1 --hypothesis-profile=long -m '(long or hypothesis) and not chaos'
+	@$(PYTEST) --maxfail=1 --hypothesis-profile=long -m '(long or words or hypothesis) and not chaos'
 
 test-s3: $(STAMP)  ## run the tests against a real S3 server (needs Ceph's RADOS Gateway)
 	@$(PY) -m pytest -m s3

@@ -1,7 +1,9 @@
-"""How many examples hypothesis tries: ``make test`` 100 a property at most, ``test-long`` all."""
+"""What ``make test`` leaves to ``make test-long``: examples of a property above 100, and cases."""
 
 from __future__ import annotations
 
+import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import settings
 
 SHORT, LONG = 100, 1000  # of the properties that do not say how many
@@ -13,5 +15,14 @@ settings.load_profile("short")
 
 def examples(count: int) -> int:
     """That many in the long form (``--hypothesis-profile=long``), 100 at most in the short one."""
-    short = settings.default.max_examples == SHORT
-    return min(count, SHORT) if short else count
+    return min(count, SHORT) if is_short() else count
+
+
+def is_short() -> bool:
+    """Whether this is ``make test``, not the long form (``--hypothesis-profile=long``)."""
+    return settings.default.max_examples == SHORT
+
+
+def long(*values: object) -> ParameterSet:
+    """Values of a ``parametrize`` that ``make test`` leaves to ``make test-long``."""
+    return pytest.param(*values, marks=pytest.mark.long)

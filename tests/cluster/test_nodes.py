@@ -269,6 +269,7 @@ def test_a_job_survives_all_that_befalls_its_cluster(nodes: Nodes, tmp_path: Pat
     assert summary["replicas_lost"] >= 6 and summary["quarantined"] == [record.url]
 
 
+@pytest.mark.long
 def test_two_drivers_on_one_prefix_both_end_and_the_archive_is_right(
     nodes: Nodes, s3: str, tmp_path: Path
 ) -> None:
@@ -282,6 +283,7 @@ def test_two_drivers_on_one_prefix_both_end_and_the_archive_is_right(
     assert [s["state"] for s in summaries] == ["complete"] * 2
 
 
+@pytest.mark.long
 def test_sigterm_leaves_a_summary_and_the_same_command_ends_the_job(
     nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -168,6 +168,7 @@ def encode_command(tmp_path: Path) -> list[str]:
             "--weights", str(tmp_path / "tiny.safetensors")]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_job_stopped_half_way_is_finished_by_the_same_command(
     head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

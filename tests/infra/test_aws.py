@@ -124,6 +124,7 @@ def command_problems(config: Config) -> list[str]:
     return found
 
 
+@pytest.mark.words
 def test_the_cluster_is_right_and_each_of_its_words_counts() -> None:
     text = (INFRA / "aws" / "cluster.yaml").read_text()
     assert cluster_problems(text) == []
@@ -163,6 +164,7 @@ def policy_problems(text: str) -> list[str]:
     return found + ([] if given == LEAST else [f"rights {given}"])
 
 
+@pytest.mark.words
 def test_the_policy_is_the_least_and_each_of_its_words_counts() -> None:
     tools.module("parliament")
     assert policy_problems(POLICY) == []
@@ -230,6 +232,7 @@ def lifecycle_problems(text: str) -> list[str]:
     return found + ([] if right else [f"expires {expiring}, aborts {aborting}"])
 
 
+@pytest.mark.words
 def test_the_lifecycle_rule_is_right_and_each_of_its_words_counts() -> None:
     text = (INFRA / "lifecycle.json").read_text()
     assert lifecycle_problems(text) == []

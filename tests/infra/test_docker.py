@@ -95,6 +95,7 @@ def problems(text: str) -> list[str]:
     return found + stage_problems(steps)
 
 
+@pytest.mark.words
 def test_the_dockerfile_is_right_and_each_of_its_words_counts() -> None:
     assert problems(TEXT) == []
     assert unnoticed(problems, TEXT) == []
@@ -118,6 +119,7 @@ def ignore_problems(text: str) -> list[str]:
     return found + ([] if right else ["first and last line"])
 
 
+@pytest.mark.words
 def test_the_context_is_what_a_package_is_built_of() -> None:
     text = (ROOT / ".dockerignore").read_text()
     assert ignore_problems(text) == []
@@ -146,6 +148,7 @@ def compiled(cache: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in cache.rglob("*.nbc")}
 
 
+@pytest.mark.long
 def test_nothing_is_compiled_again_after_the_cache_was_filled(cache: Path, tmp_path: Path) -> None:
     before = compiled(cache)
     assert len(before) > 5

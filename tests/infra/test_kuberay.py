@@ -19,6 +19,7 @@ FREE = {  # names that whoever runs it chooses, and that nothing else refers to
 }  # fmt: skip
 
 
+@pytest.mark.words
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_is_right_and_each_of_its_words_counts(name: str) -> None:
     tools.module("kubernetes_validate")
@@ -46,6 +47,7 @@ def account_problems(text: str) -> list[str]:
     return [] if metadata == right else [f"metadata {metadata}"]
 
 
+@pytest.mark.words
 def test_the_service_account() -> None:
     tools.module("kubernetes_validate")
     text = (FOLDER / "serviceaccount.yaml").read_text()

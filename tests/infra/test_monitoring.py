@@ -70,6 +70,7 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.words
 def test_the_alerts_fire_when_they_should_and_each_of_their_words_counts(scratch: Path) -> None:
     def problems(text: str) -> list[str]:
         (scratch / "alerts.yml").write_text(text)
@@ -105,6 +106,7 @@ def scrape_problems(text: str) -> list[str]:
     return [name for name, is_wrong in wrong.items() if is_wrong]
 
 
+@pytest.mark.words
 def test_what_is_scraped_is_right_and_each_of_its_words_counts(tmp_path: Path) -> None:
     text = (FOLDER / "prometheus.yml").read_text()
 
@@ -136,6 +138,7 @@ def podmonitor_problems(text: str) -> list[str]:
     return [name for name in {**right, **manifest} if manifest.get(name) != right.get(name)]
 
 
+@pytest.mark.words
 def test_the_pods_that_are_scraped() -> None:
     text = (FOLDER / "podmonitor.yaml").read_text()
     assert podmonitor_problems(text) == []
@@ -199,6 +202,7 @@ def variable_problems(board: dict[str, Any]) -> list[str]:
     return sorted(used ^ set(VARIABLES)) + ([] if board["templating"] == {"list": right} else ["?"])
 
 
+@pytest.mark.words
 def test_the_dashboard_is_right_and_each_of_its_words_counts() -> None:
     tools.module("promql_parser")
     assert dashboard_problems(DASHBOARD) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import botocore.session
+import pytest
 
 from pipeline.price import prices
 from tests.infra.spelling import INFRA, unnoticed
@@ -25,6 +26,7 @@ def problems(text: str) -> list[str]:
     return wrong + sorted(set(found.transfer_gb) ^ kinds)
 
 
+@pytest.mark.words
 def test_it_can_be_read_and_each_of_its_words_counts() -> None:
     assert problems(TEXT) == []
     assert unnoticed(problems, TEXT) == []

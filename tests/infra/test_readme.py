@@ -65,6 +65,7 @@ def problems(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.words
 def test_the_commands_parse_and_each_of_their_words_counts() -> None:
     text = "\n".join(BLOCKS[1:])
     assert problems(text) == []
@@ -78,6 +79,7 @@ def exported_problems(text: str) -> list[str]:
     return found + [program] * (program != "export") + problems("\n".join(map(" ".join, commands)))
 
 
+@pytest.mark.words
 def test_the_words_of_the_first_section_count() -> None:
     kept = re.sub(r"(?m)^(mkdir|\(umask|until|kill).*\n", "", LOOPBACK)  # which are only run
     kept = re.sub(r" > \S+ 2>&1.*", "", kept.replace("\\\n", " "))
@@ -115,6 +117,7 @@ def clone(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["kill", "-TERM", pid.read_text().strip()], capture_output=True)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_first_section_runs_from_a_clean_clone(clone: Path) -> None:

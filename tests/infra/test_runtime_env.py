@@ -25,6 +25,7 @@ def problems(text: str) -> list[str]:
     return found + runtime_env_problems(runtime_env)
 
 
+@pytest.mark.words
 def test_it_is_right_and_each_of_its_words_counts() -> None:
     assert problems(TEXT) == []
     assert unnoticed(problems, TEXT) == []
@@ -36,6 +37,7 @@ def ignore_problems(text: str) -> list[str]:
     return [pattern for pattern in patterns if not (ROOT / pattern.lstrip("/")).exists()]
 
 
+@pytest.mark.words
 def test_what_is_left_out_is_there() -> None:
     text = (ROOT / ".rayignore").read_text()
     assert ignore_problems(text) == []

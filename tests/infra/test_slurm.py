@@ -129,6 +129,7 @@ def problems(text: str, folder: Path, timeout_s: float = 120) -> list[str]:
     return found
 
 
+@pytest.mark.words
 def test_it_is_right_and_each_of_its_words_counts(stand_ins: Path) -> None:
     lint = [tools.command("shellcheck"), str(SCRIPT)]
     assert subprocess.run(lint, capture_output=True, text=True, timeout=60).stdout == ""
@@ -151,6 +152,7 @@ def test_the_options_of_srun_and_the_arguments_of_the_job_exist() -> None:
     assert flags.replicas == 8 and flags.cpus_per_replica * 4 == 28
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_real_ray_encodes_on_what_the_script_starts(

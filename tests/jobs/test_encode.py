@@ -68,6 +68,7 @@ sys.exit(common.run(lambda: encode.main(sys.argv[1:])))
 """
 
 
+@pytest.mark.long
 def test_without_ray_installed_the_job_runs_on_this_machine(model, tmp_path):
     given = flags(model, str(SHARDS[0]), str(tmp_path / "out"), "--replicas", "2")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -130,6 +131,7 @@ def test_the_same_command_resumes_and_encodes_nothing_twice(here, model, tmp_pat
     assert summary(output)["shards_encoded"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_whole_archive_on_s3(ray_here, s3, model, tmp_path, request):
     store = Store(f"{s3}/in")

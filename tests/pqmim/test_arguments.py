@@ -157,6 +157,7 @@ def test_numbers_are_checked_in_one_place():
     assert type(arrays.whole("n", np.int8(3))) is int
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_around_it():
     c = codec()

@@ -90,8 +90,7 @@ DAMAGE = {"empty": lambda data: b"", "cut": lambda data: data[: len(data) // 2],
 
 
 @pytest.mark.parametrize(("kind", "damage"), [
-    ("nbi", "empty"), pytest.param("nbc", "cut", marks=pytest.mark.long),
-    pytest.param("nbi", "zeros", marks=pytest.mark.long),
+    ("nbi", "empty"), ("nbc", "cut"), ("nbi", "zeros"),
 ])  # fmt: skip
 def test_a_damaged_cache_is_made_anew_with_a_line_in_the_log(cache, kind, damage):
     folder, wanted = cache
@@ -106,6 +105,7 @@ def test_a_damaged_cache_is_made_anew_with_a_line_in_the_log(cache, kind, damage
     assert not [x for x in run(folder, code, NUMBA_CACHE_DIR=str(folder / "numba")) if "LOG" in x]
 
 
+@pytest.mark.long
 def test_optimised_bytecode_makes_the_same_bytes(tmp_path):
     code = "print(digest(codec), __debug__)"
     one = {"NUMBA_DISABLE_JIT": "1"}  # the engine that need not be compiled

@@ -34,6 +34,7 @@ def measure(*options: str, timeout_s: int) -> None:
     assert 0.4 * bound < peak <= bound, done.stdout  # a bound that says something
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_within_the_bound():
     measure("--shards=15", "--megapixels=4", "--queue-mb=32", timeout_s=590)

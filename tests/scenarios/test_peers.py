@@ -50,6 +50,7 @@ def test_only_the_right_codes_count() -> None:
     assert data.right({data.key(0, 0): 3, data.key(0, 1): 1}, crcs) == 0
 
 
+@pytest.mark.long
 def test_a_peer_and_our_job_give_the_same_codes(photos: list[bytes], tmp_path: Path) -> None:
     data.sound(tmp_path / "sound", photos, 1)
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))

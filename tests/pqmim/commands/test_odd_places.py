@@ -14,6 +14,7 @@ from PIL import Image
 from pqmim.cli import main
 from pqmim.commands.files import FileError, Output
 from tests.models import tiny_bytes
+from tests.properties import long
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,13 +48,13 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("pqmim compress - x.pqm --weights w <&-", "Bad file descriptor"),
-     ("pqmim compress a.png - --weights w >&-", "Bad file descriptor"),
+    [long("pqmim compress - x.pqm --weights w <&-", "Bad file descriptor"),
+     long("pqmim compress a.png - --weights w >&-", "Bad file descriptor"),
      ("pqmim info w >&-", "Bad file descriptor"),
      ("pqmim compress a.png - --weights w >/dev/full", "No space left on device"),
-     ("pqmim info w >/dev/full", "No space left on device")],
+     long("pqmim info w >/dev/full", "No space left on device")],
 )  # fmt: skip
-@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("buffered", ["", long("1")])
 def test_a_stream_that_is_closed_or_full_is_one_line(folder, line, says, buffered):
     done = shell(line, PYTHONUNBUFFERED=buffered)
     assert done.returncode == 2 and not Path("x.pqm").exists()
@@ -68,7 +69,9 @@ def test_with_all_streams_closed_the_output_is_what_it_is_with_them(folder):
     assert shell("pqmim compress none.png x.pqm --weights w 2>&-").returncode == 2
 
 
-@pytest.mark.parametrize("name", ["torch.py", "numpy.py", "PIL.py", "pipeline.py", "logging.py"])
+@pytest.mark.parametrize(
+    "name", [long("torch.py"), long("numpy.py"), long("PIL.py"), "pipeline.py", long("logging.py")]
+)
 def test_modules_of_the_working_folder_are_not_ours(folder, name):
     Path(name).write_text("raise ZeroDivisionError")
     done = shell("pqmim compress a.png x.pqm --weights w")

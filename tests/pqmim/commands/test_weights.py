@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,27 @@ TINY = tiny_bytes(prior=True)
 MODEL = tiny_codec(prior=True).fingerprint
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, a picture, and files of it by tiny and by shipped weights."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "w").write_bytes(TINY)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "in.png")
+    with contextlib.chdir(folder):
+        for size in ([], ["--max-bytes", "60"]):  # 8 and 3 bytes of the fingerprint
+            output = f"tiny{len(size)}.pqm"
+            assert main(["compress", "in.png", output, "--weights", "w", *size]) == 0
+        assert main(["compress", "in.png", "shipped.pqm", "--price", "1"]) == 0
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's folder, not there yet; in the working folder files of tiny and shipped weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PQMIM_WEIGHTS", str(tmp_path / "mine"))
-    Path("w").write_bytes(TINY)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    Image.fromarray(pixels).save("in.png")
-    for size in ([], ["--max-bytes", "60"]):  # 8 and 3 bytes of the fingerprint
-        assert main(["compress", "in.png", f"tiny{len(size)}.pqm", "--weights", "w", *size]) == 0
-    assert main(["compress", "in.png", "shipped.pqm", "--price", "1"]) == 0
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path / "mine"
 
 

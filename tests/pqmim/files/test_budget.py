@@ -24,6 +24,7 @@ from pqmim.metrics import psnr
 from tests import photos
 from tests.models import TINY, TINY_PRIOR, tiny_codec, tiny_prior
 from tests.pqmim.prior.exact_tools import lcg, tiny_checkpoint
+from tests.properties import long
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "compact.pqm"
 
@@ -78,8 +79,8 @@ def shipped() -> Codec:
     return Codec.load()
 
 
-@pytest.mark.parametrize("quality", [None, 16, 8])
-@pytest.mark.parametrize("price", [0.01, 0.06, 0.25, 1.0])
+@pytest.mark.parametrize("quality", [long(None), long(16), 8])
+@pytest.mark.parametrize("price", [long(0.01), long(0.06), 0.25, long(1.0)])
 def test_a_budget_is_never_worse_than_plain_compression(quality, price):
     pixels = photograph(160, 208)
     plain = shipped().compress(pixels, quality, price=price)
@@ -88,7 +89,7 @@ def test_a_budget_is_never_worse_than_plain_compression(quality, price):
     assert len(choice.data) <= len(plain) and choice.psnr >= shown - 0.02
 
 
-@pytest.mark.parametrize("limit", [64, 150, 400, 1_000, 2_500, 6_000])
+@pytest.mark.parametrize("limit", [long(64), long(150), long(400), long(1_000), 2_500, long(6_000)])
 def test_a_budget_is_used_up_and_more_bytes_never_show_less(limit):
     pixels = photograph(160, 208)
     choice = budget.search(shipped(), pixels, limit)

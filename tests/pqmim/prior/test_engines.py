@@ -92,6 +92,7 @@ def test_golden_model_logits_and_bytes(here: dict[str, str]) -> None:
     assert {k: here[k] for k in GOLDEN} == GOLDEN
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_other_kernels_give_the_golden_integers(
     mode: str, other_processes: dict[str, dict[str, str]]
