@@ -6,6 +6,7 @@ its change is a change of the format: a new version number and a line in the cha
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -19,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pqmim import checkpoint
+from pqmim.autoencoder.network import PQVAE
 from pqmim.codec import Codec, NoPriorError
 from pqmim.coding.range_coder import PayloadError
 from pqmim.files.container import HEADER_BYTES, BitstreamError
 from pqmim.prior import exact, load, tensors
 from tests import fuzz_bitstream
-from tests.models import tiny_bytes, tiny_codec, tiny_prior
-from tests.pqmim.prior.exact_tools import lcg
+from tests.models import TINY, TINY_PRIOR, tiny_bytes, tiny_codec, tiny_prior
+from tests.pqmim.prior.exact_tools import lcg, tiny_checkpoint
 from tests.properties import examples
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -62,6 +64,21 @@ def test_golden_bytes(name, chain):
     if os.environ.get("REGENERATE_GOLDEN") == "1":
         (GOLDEN / name).write_bytes(data)
     assert data == (GOLDEN / name).read_bytes()
+    assert torch.equal(fixed.decompress(data), fixed.decode(codes, 41, 287)[0])
+
+
+@pytest.mark.parametrize(("name", "groups"), [("six-groups.pqm", 6), ("twelve-groups.pqm", 12)])
+def test_golden_bytes_of_many_groups(name, groups):
+    """Container versions 3 and 4."""
+    subcodes = 2 * groups
+    model = PQVAE(dataclasses.replace(TINY, subcodes=subcodes)).requires_grad_(False).eval()
+    prior = tiny_checkpoint(dataclasses.replace(TINY_PRIOR, subcodes=subcodes))
+    fixed = Codec(model, "0123456789abcdef" * 4, prior=prior)
+    codes = torch.from_numpy(lcg(3 * 18 * subcodes, 1).reshape(1, 3, 18, subcodes) % 16)
+    (data,) = fixed.compress_codes(codes.to(torch.uint8), 41, 287, PLAN)
+    if os.environ.get("REGENERATE_GOLDEN") == "1":
+        (GOLDEN / name).write_bytes(data)
+    assert data == (GOLDEN / name).read_bytes() and data[2] == (3 if groups <= 8 else 4)
     assert torch.equal(fixed.decompress(data), fixed.decode(codes, 41, 287)[0])
 
 
