@@ -260,4 +260,5 @@ def _metadata(data: bytes, name: str) -> dict[str, str]:
         header = json.loads(data[8 : 8 + length])
         return dict(header.get("__metadata__", {}))
     except (struct.error, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{name}: not a safetensors file: {error}") from error
+        begins = f"it begins with {data[:16]!r}" if data else "it is empty"
+        raise CheckpointError(f"{name}: not a safetensors file: {begins}") from error

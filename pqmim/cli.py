@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.say("")  # and what is waiting, while an error can still be told
         return code
     except KeyboardInterrupt:
-        sys.stderr.write("pqmim: interrupted\n")
+        errors.tell("pqmim: interrupted")
         return INTERRUPTED
     except Exception as error:
         text = errors.sentence(error)
         if text is None:
             raise
-        sys.stderr.write(f"pqmim: {text}\n")
+        errors.tell(f"pqmim: {text}")
         return USAGE
 
 

@@ -13,6 +13,13 @@ from tqdm import tqdm
 LINE_EVERY_S = 30.0
 
 
+def printable(text: str, stream: TextIO) -> str:
+    """A text as a stream's encoding can hold it, the rest escaped: names of files may be of
+    another encoding, and a stream that a program has put in place of ours may be strict."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class Meter:
     """How far a piece of work is.  Cheap to call; what it shows is limited in rate.
 
@@ -66,7 +73,7 @@ class Meter:
 
     def error(self, text: str) -> None:
         """A line that is said also when quiet."""
-        tqdm.write(text, file=self.stream)
+        tqdm.write(printable(text, self.stream), file=self.stream)
         self.stream.flush()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from pipeline import logs
-from pqmim.meter import Meter
+from pqmim.meter import Meter, printable
 
 log = logging.getLogger(__name__)
 OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -38,7 +38,7 @@ class _Lines(logging.Handler):
     """Log records on standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record), sys.stderr), file=sys.stderr)
 
 
 class _Records(io.StringIO):
@@ -83,7 +83,7 @@ def run(main: Callable[[], int]) -> int:
         if logs.is_json():
             log.error("%s", error)
         else:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(printable(f"error: {error}\n", sys.stderr))
         return USAGE
 
 

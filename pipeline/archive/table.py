@@ -197,21 +197,23 @@ def to_parquet(table: pa.Table, footer: dict[str, str]) -> bytes:
     strings = {*STRINGS, *(n for n in names if table.schema.field(n).type == pa.string())}
     table = table.replace_schema_metadata({PREFIX + k: v for k, v in footer.items()})
     sink = io.BytesIO()
-    pq.write_table(
-        table, sink, version="2.6", row_group_size=ROW_GROUP, use_dictionary=["status"],
+    with pq.ParquetWriter(
+        sink, table.schema, version="2.6", use_dictionary=["status"],
         compression={
             "dropped.list.element": "zstd", **{n: "zstd" if n in strings else "none" for n in names}
         },
         write_statistics=["key", "width", "height"], write_page_index=True,
         write_page_checksum=True,
-    )  # fmt: skip
+    ) as writer:  # fmt: skip
+        if table.num_rows:  # a row group of no rows is more than load_dataset can read
+            writer.write_table(table, row_group_size=ROW_GROUP)
     return sink.getvalue()
 
 
 def warm_up(plan: Plan) -> None:
-    """Write an empty table: the first one takes a second, for imports."""
+    """Write a table of one row: the first one takes a second, for imports."""
     spec = ShardSpec("", "", 0, "")
-    write_table([], plan, spec, ShardResult.of(spec, Facts({})))
+    write_table([Row("", Status.MISSING_IMAGE)], plan, spec, ShardResult.of(spec, Facts({})))
 
 
 def read_footer(data: bytes) -> dict[str, str]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pqmim.commands import files
 from pqmim.commands.files import STDIO, FileError
+from pqmim.meter import printable
 from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture
 from pqmim.pictures.read import read
 
@@ -73,7 +74,7 @@ def _loss(what: str) -> str:
 
 def note(text: str) -> None:
     """A line for a person, above a progress bar if there is one."""
-    tqdm.write(f"note: {text}", file=sys.stderr)
+    tqdm.write(printable(f"note: {text}", sys.stderr), file=sys.stderr)
 
 
 def format_of(name: str) -> str:

@@ -180,7 +180,7 @@ def _kept(args: argparse.Namespace, codec: Codec, codes: Tensor) -> NDArray[np.b
     if args.keep_subcodes is not None:
         return masks.first_subcodes(shape, args.keep_subcodes)
     sides = args.replace.split(",")
-    if len(sides) != 4 or not all(side.strip().isdigit() for side in sides):
+    if len(sides) != 4 or not all(side.strip().isdecimal() for side in sides):
         raise ValueError(f"--replace {args.replace}: four numbers, TOP,LEFT,HEIGHT,WIDTH in pixels")
     top, left, high, wide = (int(side) for side in sides)
     return masks.outside(shape, (top, left, high, wide), codec.config.stride)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pqmim.meter import printable
+
 USAGE = 2  # exit code
 PACKAGES = ("jobs", "pipeline")
 HOME = Path(__file__).resolve().parents[2]  # where our packages stand side by side
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
             return int(importlib.import_module("jobs.common").run(lambda: job.main(argv[1:])))
         error = f"no job {argv[0]!r}; there are {', '.join(names)}"
     if error is not None:
-        sys.stderr.write(f"pqmim jobs: {error}\n")
+        sys.stderr.write(printable(f"pqmim jobs: {error}\n", sys.stderr))
         return USAGE
     return int(importlib.import_module("jobs.__main__").main())
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from pqmim.commands import errors
 from pqmim.commands.files import STDIO, FileError, Output, naming
 from pqmim.meter import Meter
 
@@ -81,5 +81,5 @@ def each(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, meter: 
         torch.set_num_threads(threads)
         meter.close()
     if failed:
-        sys.stderr.write(f"pqmim: {failed} of {len(jobs)} files were not made\n")
+        errors.tell(f"pqmim: {failed} of {len(jobs)} files were not made")
     return INCOMPLETE if failed else 0

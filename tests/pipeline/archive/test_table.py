@@ -121,3 +121,17 @@ def test_hugging_face_datasets_reads_it(file, tmp_path):
         "parquet", data_files=file, split="train", cache_dir=tmp_path / "c"
     )
     assert rows[0]["codes"] == ROWS[0].codes and rows[1]["status"] == "decode_error"
+
+
+def test_a_table_of_an_empty_shard_stands_in_nobodys_way(file, tmp_path):
+    """A row group of no rows was more than load_dataset could read: a batch size of 0."""
+    empty = data([])
+    assert list(table.read_rows(empty)) == [] and table.read_footer(empty)
+    (tmp_path / "empty.parquet").write_bytes(empty)
+    assert pq.read_table(str(tmp_path / "empty.parquet")).schema == pq.read_table(file).schema
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.load_dataset(
+        "parquet", data_files=[str(tmp_path / "empty.parquet"), file], split="train",
+        cache_dir=tmp_path / "c",
+    )  # fmt: skip
+    assert len(rows) == len(ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -160,3 +161,24 @@ def test_threads_that_cannot_be_are_refused(folder, capsys, threads):
 def test_operating_points_that_are_none_are_named(folder, capsys):
     assert main(["eval", ".", "--quality", "8:cheap"]) == 2
     assert "--quality 8:cheap: Q or Q:PRICE" in one_line(capsys)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_of_another_encoding_are_told_to_a_strict_stream(folder, monkeypatch, encoding):
+    """As programs have that put a stream of their own in place of standard error."""
+    for line in (["info", "\udcff.pqm"], ["compress", "\udcff.png", "ü.png", "--output-dir", "."]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(line) in (2, 3)
+        stream.flush()
+        assert b"\\udcff.p" in stream.buffer.getvalue()
+
+
+def test_what_is_no_weights_file_says_what_it_begins_with(folder, capsys):
+    assert compress("a.png", "x.pqm", "--weights", "a.png") == 2
+    assert r"a.png: not a safetensors file: it begins with b'\x89PNG\r\n" in one_line(capsys)
+
+
+def test_numbers_that_only_look_like_some_are_refused(folder, capsys):
+    assert main(["complete", "a.png", "b.png", "--weights", "w", "--replace", "²,0,1,1"]) == 2
+    assert "four numbers, TOP,LEFT,HEIGHT,WIDTH" in one_line(capsys)
