@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 from tqdm import tqdm
@@ -18,6 +20,27 @@ def printable(text: str, stream: TextIO) -> str:
     another encoding, and a stream that a program has put in place of ours may be strict."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Watch:
+    """How far a computation is, for whoever asks to be told, by a block and in one thread."""
+
+    def __init__(self) -> None:
+        self._tell: ContextVar[Callable[[int, int], None] | None] = ContextVar("tell", default=None)
+
+    @contextmanager
+    def told(self, tell: Callable[[int, int], None]) -> Iterator[None]:
+        """Call ``tell(done, of)`` within the block."""
+        token = self._tell.set(tell)
+        try:
+            yield
+        finally:
+            self._tell.reset(token)
+
+    def tell(self, done: int, total: int) -> None:
+        """So much is done of so much."""
+        if (tell := self._tell.get()) is not None:
+            tell(done, total)
 
 
 class Meter:

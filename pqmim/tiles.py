@@ -10,29 +10,18 @@ Pictures up to 4 megapixels go whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from pqmim.autoencoder.network import PQVAE, to_float, to_uint8
+from pqmim.meter import Watch
 
 LARGE = 1 << 14  # positions from which a picture goes by windows: 4.2 megapixels at stride 16
 SIDE = 64  # positions of a window's inner part
 
-_watch: ContextVar[Callable[[int, int], None] | None] = ContextVar("watch", default=None)
-
-
-@contextmanager
-def watched(tell: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell how many windows of how many are done, within the block and in this thread."""
-    token = _watch.set(tell)
-    try:
-        yield
-    finally:
-        _watch.reset(token)
+WATCH = Watch()  # of windows
 
 
 def latent(model: PQVAE, pixels: Tensor) -> Tensor:
@@ -91,8 +80,7 @@ def _by_windows(
     around, result = margin(part), None
     corners = [(top, left) for top in range(0, rows, SIDE) for left in range(0, columns, SIDE)]
     for done, (top, left) in enumerate(corners):
-        if (tell := _watch.get()) is not None:
-            tell(done, len(corners))
+        WATCH.tell(done, len(corners))
         (a, c), (b, d) = _span(top, rows, around), _span(left, columns, around)
         made = call(source[..., a * before : c * before, b * before : d * before])
         if result is None:

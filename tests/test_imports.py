@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are rooms too
     "pqmim.autoencoder": set(),
     "pqmim.prior": {"pqmim.autoencoder"},  # whose config alone, see below
-    "pqmim.coding": {"pqmim.autoencoder", "pqmim.prior"},
+    "pqmim.coding": {"pqmim.autoencoder", "pqmim.prior", "pqmim.meter"},
     "pqmim.pictures": set(),
     "pqmim.metrics": set(),
     "pqmim.meter": set(),
     "pqmim.context": {"pqmim.arguments"},
     "pqmim.arguments": {"pqmim.arrays"},
     "pqmim.arrays": {"pqmim.pictures"},
-    "pqmim.tiles": {"pqmim.autoencoder"},
+    "pqmim.tiles": {"pqmim.autoencoder", "pqmim.meter"},
     "pqmim.checkpoint": {"pqmim.autoencoder", "pqmim.prior"},
     "pqmim.tokenizer": {"pqmim.autoencoder", "pqmim.prior", "pqmim.coding", "pqmim.checkpoint",
                         "pqmim.context", "pqmim.arrays", "pqmim.tiles"},

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import groupby
 
 import numpy as np
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from pqmim.coding import range_coder, schedule
 from pqmim.coding.windows import NEVER, Batch, Grid, Shape
+from pqmim.meter import Watch
 from pqmim.prior import frequencies
 from pqmim.prior.engine import Model
 
@@ -88,25 +87,14 @@ def company(model: Model, grid: Grid) -> int:
     return id(grid) if model.device.type == "cpu" else grid.codes.shape[-1]
 
 
-_watch: ContextVar[Callable[[int, int], None] | None] = ContextVar("watch", default=None)
-
-
-@contextmanager
-def watched(tell: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell how many stages of how many are done, within the block and in this thread."""
-    token = _watch.set(tell)
-    try:
-        yield
-    finally:
-        _watch.reset(token)
+WATCH = Watch()  # of stages
 
 
 def stage_turns(
     model: Model, grids: Sequence[Grid], stage: int
 ) -> Iterator[tuple[Batch, slice, Tensor]]:
     """:func:`turns` of all that one stage sends."""
-    if (tell := _watch.get()) is not None:
-        tell(stage, max(len(grid.groups) for grid in grids))
+    WATCH.tell(stage, max(len(grid.groups) for grid in grids))
     chunked = chunks(grids, [stage], windows_at_once(model))
     return turns(model, (pair for jobs in chunked for pair in predict(model, jobs)))
 

@@ -142,7 +142,7 @@ def progress(what: str, pixels: int, *, quiet: bool) -> Iterator[None]:
         meter.show(starts["stages"] + done / count * 2 / 3, f"stage {done + 1} of {count}")
 
     try:
-        with tiles.watched(window), payloads.watched(stage):
+        with tiles.WATCH.told(window), payloads.WATCH.told(stage):
             yield
     finally:
         meter.close()
