@@ -18,14 +18,14 @@ from typing import Any
 
 from pipeline import keep
 from pipeline.keep import Kept
+from pipeline.signals import Glance
 from pqmim.coding import schedule
 
-STORES = ("bitstream", "codes", "both")
+STORES, ICC = ("bitstream", "codes", "both"), ("convert", "ignore", "refuse")
 LATER_FIELDS = {"price": 0.0}  # added within a format version, with what earlier plans meant
 # Added with format version 2, with what plans of version 1 meant; their tables have no `dropped`.
 SECOND_FIELDS: dict[str, Any] = {"icc": "ignore", "strict_images": False}
 FORMAT_VERSION = 3  # of the archive: plan, code table, ledger; see CHANGELOG, Format
-ICC = ("convert", "ignore", "refuse")
 
 
 class Status(enum.StrEnum):
@@ -93,6 +93,7 @@ class ShardResult:
     dropped: dict[str, int] = field(default_factory=dict)  # kind -> images; see pictures.Picture
     skipped: int = 0  # this and the next: see Facts
     filled: dict[str, int] = field(default_factory=dict)
+    glance: Glance = field(default=Glance(), compare=False)  # not in the ledger  # noqa: RUF009
 
     @classmethod
     def of(cls, spec: ShardSpec, facts: Facts, **cost: Any) -> ShardResult:
@@ -103,10 +104,9 @@ class ShardResult:
 
     def to_json(self) -> bytes:
         """The ledger entry."""
-        fields = dataclasses.asdict(self)
-        for name in ("dropped", "skipped", "filled"):
-            if not fields[name]:  # as older versions wrote it
-                del fields[name]
+        fields = dataclasses.asdict(dataclasses.replace(self, glance=Glance()))
+        sparse = ("dropped", "skipped", "filled")  # absent where empty, as older versions wrote it
+        fields = {k: v for k, v in fields.items() if k != "glance" and (v or k not in sparse)}
         return (json.dumps(fields, sort_keys=True) + "\n").encode()
 
     @classmethod

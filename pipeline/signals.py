@@ -1,8 +1,11 @@
-"""What a replica says of itself while it works: Counts, and at its beginning Alone."""
+"""What a replica says of its work and of itself, and nobody keeps: Counts while a shard is under
+way, a Glance with its result, Alone at the replica's beginning."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+BPP_STEP, PSNR_STEP, MOST_STEPS = 0.05, 1.0, 80  # of the histograms; the last step has the rest
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,12 @@ class Alone:
     cores: int = 1  # of its node
     threads: int = 1  # that it can keep busy
     on_cpu: bool = True
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a person is shown of a shard, beside what its ledger entry says."""
+
+    bpp: dict[int, int] = field(default_factory=dict)  # images by steps of bits a pixel
+    psnr: dict[int, int] = field(default_factory=dict)  # the same of dB, where it was measured
+    errors: tuple[tuple[str, str, str], ...] = ()  # key, status, error of the first bad rows

@@ -16,6 +16,9 @@ from pipeline.archive import commit, layout, resume, table
 from pipeline.driver import policy, report, run
 from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.driver.pace import Limits
+from pipeline.observe import page
+from pipeline.observe.history import History
+from pipeline.observe.page import About
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest
 from pipeline.store import shard_names
 from pipeline.store.storage import StorageError, Store
@@ -147,6 +150,8 @@ def work_off(
     progress.set_aside = len(left.quarantined)
     progress.encodes = getattr(work, "__name__", "") == "encode_shard"
     progress.run, state, message = common.run_id(), "interrupted", ""
+    history = History()
+    progress.watchers.append(history)
     try:
         if left.todo:
             with logs.run(progress.run):
@@ -160,16 +165,20 @@ def work_off(
             raise common.UsageError(message) from stop
     finally:
         summary = progress.summary(plan, resources, state)
-        _save(store, progress.run, summary)
+        about = About(progress.run, store.root, message)
+        _save(store, progress.run, summary, page.render(summary, history, plan, about))
     sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
     bad = progress.damaged or progress.quarantined or left.quarantined
     return common.OK if state == "complete" and not bad else common.INCOMPLETE
 
 
-def _save(store: Store, name: str, summary: dict[str, object]) -> None:
-    """Keep the summary; a store that is dead by then must not hide how the run ended."""
+def _save(store: Store, name: str, summary: dict[str, object], html: str) -> None:
+    """Keep the summary and its page; a store that is dead by then must not hide how the run
+    ended."""
     try:
         report.save(store, name, summary)
+        store.put(f"runs/{name}/report.html", html.encode())
+        log.info("a page of this run: %s", store.url(f"runs/{name}/report.html"))
     except StorageError as error:
         log.warning("the summary of this run could not be kept: %s", error)
 

@@ -9,7 +9,7 @@ failed/<shard>.json               shards given up, with the reason
 damaged/<shard>.json              shards whose source an attempt could read in part only
 manifest.parquet                  written by jobs.finish: one row a table
 packed/*.parquet                  copies in larger tables for readers (jobs.finish --target-mb)
-runs/<id>/                        what each submission and each verification left
+runs/<id>/                        summary.json and report.html of a submission, or a verification
 """
 
 from __future__ import annotations

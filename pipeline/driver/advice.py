@@ -16,17 +16,19 @@ from pipeline.plan import Plan, Resources
 NEAR = 0.8  # of the limit; what a CPU run of minutes reaches, docs/log.md
 SHORT_S = 30.0  # below, the first and the last shard are most of a run
 IDLE, FULL = 0.2, 0.8  # shares of time: replicas without a shard; threads that are busy
+SLOWED = 1.25  # times as long as alone
 GPU_BATCH = 4 << 20  # pixels; what --batch-pixels says that a large GPU likes
 
 
 def advise(
-    verdict: Verdict, cpu: dict[str, float], resources: Resources, plan: Plan, work_s: float
+    verdict: Verdict, seconds: dict[str, float], cpu: dict[str, float], resources: Resources,
+    plan: Plan, work_s: float,
 ) -> str:  # fmt: skip
     """The sentence.
 
     Args:
         verdict: of the run.
-        cpu: processor seconds by stage.
+        seconds: by stage, and ``cpu``, processor seconds.
         resources: what it was given.
         plan: what it did.
         work_s: seconds that it took.
@@ -38,6 +40,13 @@ def advise(
         return (
             f"replicas had no shard for {verdict.busy['idle']:.0%} of their time: smaller shards, "
             "or fewer replicas, which take about as long and cost less"
+        )
+    alone = verdict.parts["encode"] + verdict.parts["code"]
+    slowed = (seconds.get("encode", 0.0) + seconds.get("code", 0.0)) / max(alone, 1e-9)
+    if verdict.on_cpu and verdict.share < NEAR and slowed > SLOWED:
+        return (
+            f"encoder and entropy model took {slowed:.1f} times as long as alone: look for other "
+            "programs on these cores, or more threads than cores"
         )
     if verdict.on_cpu and verdict.busy["machine"] < FULL * NEAR:
         return _more_replicas(verdict, resources)

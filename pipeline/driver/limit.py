@@ -22,6 +22,7 @@ from pipeline.signals import Alone
 NAMES = {
     "read": "reading the shards", "decode": "image decoding", "encode": "the encoder",
     "code": "search and entropy model", "write": "writing the tables",
+    "measure": "decoding for --measure",
 }  # fmt: skip
 
 
@@ -111,6 +112,8 @@ class Limit:
             return None
         count, size, on_cpu = len(self._measured), pixels / 1e6, self._measured[0].on_cpu
         parts = {name: cpu.get(name, 0.0) for name in ("read", "decode", "write")}
+        if cpu.get("measure"):
+            parts["measure"] = cpu["measure"]
         for name in ("encode", "code"):
             parts[name] = size * sum(getattr(alone, name) for alone in self._measured) / count
         device = {name: parts[name] for name in ("encode", "code")}

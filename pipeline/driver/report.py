@@ -22,6 +22,7 @@ from pipeline.signals import Counts
 from pipeline.store.storage import Store
 from pqmim.meter import Meter
 
+K = TypeVar("K")
 N = TypeVar("N", int, float)
 RECENT_S = 60.0  # that the rate in the forecast is taken over, at least
 
@@ -29,8 +30,11 @@ RECENT_S = 60.0  # that the rate in the forecast is taken over, at least
 class Watcher(Protocol):
     """Who looks at a run while it goes on; must cost it nothing and never raise."""
 
-    def shard(self, seconds: float) -> None:
+    def shard(self, result: ShardResult, seconds: float) -> None:
         """A shard is committed, so long after it was handed out."""
+
+    def given_up(self, spec: ShardSpec, reason: str) -> None:
+        """A shard is quarantined."""
 
     def look(self, progress: Progress, fleet: Fleet, wanted: int, now: float) -> None:
         """Called several times a second; ``wanted``: replicas."""
@@ -39,7 +43,7 @@ class Watcher(Protocol):
         """The run is over."""
 
 
-def add(totals: dict[str, N], more: Mapping[str, N]) -> None:
+def add(totals: dict[K, N], more: Mapping[K, N]) -> None:
     """Add up by name."""
     for name, count in more.items():
         totals[name] = totals.get(name, 0) + count
@@ -101,12 +105,14 @@ class Progress:
         if result.outcome != "done":
             self.damaged.append(result.url)
         for watcher in self.watchers:
-            watcher.shard(seconds)
+            watcher.shard(result, seconds)
 
-    def given_up(self, spec: ShardSpec) -> None:
+    def given_up(self, spec: ShardSpec, reason: str) -> None:
         """Count a quarantined shard."""
         self.quarantined.append(spec.url)
         self.bytes_left -= spec.size
+        for watcher in self.watchers:
+            watcher.given_up(spec, reason)
 
     @property
     def retries(self) -> int:
@@ -196,6 +202,9 @@ class Progress:
             return None
         return self.limit.verdict(self.pixels, self.seconds, self.cpu, now)
 
+    def _advice(self, held: Verdict, resources: Resources, plan: Plan) -> str:
+        return advise(held, self.seconds, self.cpu, resources, plan, self.work_s)
+
     def summary(self, plan: Plan, resources: Resources, state: str) -> dict[str, object]:
         """The record of this submission, ``runs/<run_id>/summary.json``."""
         mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
@@ -210,7 +219,7 @@ class Progress:
             "alone_s": held and held.parts,
             "busy": held and held.busy,
             "replica_s": held and held.replica_s,
-            "advice": held and advise(held, self.cpu, resources, plan, self.work_s),
+            "advice": held and self._advice(held, resources, plan),
             "bpp": self.bpp,
             "rows": self.rows,
             "seconds": self.seconds,

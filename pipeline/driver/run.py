@@ -215,7 +215,7 @@ class Driver:
         if action is Action.RETRY:
             return self._try_again(job, kind, alone=kind == "lost")
         commit.quarantine(self.store, job.spec, message, job.strikes)
-        self.progress.given_up(job.spec)
+        self.progress.given_up(job.spec, message)
         self.waiting.end(job)
 
     def _try_again(self, job: Job, kind: str, alone: bool) -> None:

@@ -19,6 +19,7 @@ from pipeline.driver.fleet import Fleet
 from pipeline.driver.report import Progress
 from pipeline.observe import metrics
 from pipeline.observe.metrics import Metric
+from pipeline.plan import ShardResult, ShardSpec
 
 log = logging.getLogger(__name__)
 EVERY_S = 10.0
@@ -108,9 +109,12 @@ class Exporter:
             self._metrics[metric.name] = made
 
     @_spared
-    def shard(self, seconds: float) -> None:
+    def shard(self, result: ShardResult, seconds: float) -> None:
         """A shard is committed."""
         self._metrics[metrics.SHARD.name].observe(seconds)
+
+    def given_up(self, spec: ShardSpec, reason: str) -> None:
+        """A shard is quarantined, which the totals say."""
 
     @_spared
     def look(self, progress: Progress, fleet: Fleet, wanted: int, now: float) -> None:

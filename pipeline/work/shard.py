@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from pipeline.archive import commit, table
 from pipeline.archive.table import Row
-from pipeline.plan import Facts, Plan, ShardResult, ShardSpec
+from pipeline.plan import Facts, Plan, ShardResult, ShardSpec, Status
+from pipeline.signals import BPP_STEP, MOST_STEPS, PSNR_STEP, Glance
 from pipeline.store.storage import Store
+from pipeline.work import images
 from pipeline.work.replica import Clock, Replica, resident_bytes
 
+ERRORS = 3  # rows of a shard that are shown
 Make = Callable[[Clock], tuple[Sequence[Row], Facts]]
 
 
@@ -39,8 +44,27 @@ def run_shard(
     result = ShardResult.of(spec, facts, attempt=attempt)
     with clock.stage("write"):
         data = table.write_table(rows, plan, spec, result)
-    result = replace(result, **cost(clock, begin))
+    result = replace(result, glance=glance(rows, plan), **cost(clock, begin))
     return commit.commit(store, plan, result, data)
+
+
+def glance(rows: Sequence[Row], plan: Plan) -> Glance:
+    """What a person is shown of the rows."""
+    bpp, psnr = Counter[int](), Counter[int]()
+    for row in rows:
+        if row.status is Status.OK and min(row.width, row.height) > 0:
+            width, height = images.encoded_size(row.width, row.height, plan.pictures)
+            bpp[_step(8 * row.payload_bytes / (width * height) / BPP_STEP)] += 1
+        if row.psnr is not None:
+            psnr[_step(row.psnr / PSNR_STEP)] += 1
+    bad = (row for row in rows if row.status is not Status.OK)
+    errors = tuple((r.key, r.status.value, r.error or "") for r in islice(bad, ERRORS))
+    return Glance(dict(bpp), dict(psnr), errors)
+
+
+def _step(steps: float) -> int:
+    """Of a histogram; a picture that comes back as it was has an infinite PSNR."""
+    return int(min(max(steps, 0.0), MOST_STEPS))
 
 
 def cost(clock: Clock, begin: float) -> dict[str, Any]:

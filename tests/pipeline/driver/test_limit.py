@@ -46,7 +46,7 @@ def test_slow_storage_is_named() -> None:
     found = run_of(alone, 1, 10.0).verdict(MPX, {"read": 19.0}, {"read": 0.2}, 110.0)
     assert found is not None
     assert found.share == pytest.approx(0.95) and found.bound == "read"
-    assert set(found.parts) == set(NAMES)
+    assert set(found.parts) == set(NAMES) - {"measure"}
 
 
 def test_replicas_count_for_the_time_that_they_were_up() -> None:

@@ -105,7 +105,7 @@ def job(folder: Path, *more: str) -> dict[str, Any]:
              "--max-bad-images", "1", *more]  # fmt: skip
     assert common.run(lambda: encode.main(flags)) == common.INCOMPLETE
     store = Store(str(folder / "out"))
-    (name,) = store.names("runs/")
+    (name,) = (name for name in store.names("runs/") if name.endswith("summary.json"))
     return {"id": name.split("/")[1], **json.loads(store.get(name))}
 
 
