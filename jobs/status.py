@@ -2,14 +2,18 @@
 
     python -m jobs.status --archive s3://bucket/arch
 
-Reads the listing, the ledger and the last summary, no tables.  Cost: a small GET for each committed
-shard.  Exit code 0 if every shard is done, else 3.
+Reads the listing, the ledger and the last summary, no tables.  Which shards are done, damaged and
+quarantined is exact, from listings of the archive.  What they hold is read from all ledger entries
+up to ALL shards, and of more from SOME, drawn at random, which is said ("about"); --exact reads
+all, a small GET a shard.  90,000 shards on a local disk: 5 s, 16 with --exact.  Exit code 0 if
+every shard is done, else 3.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +23,11 @@ from jobs import common
 from jobs.common import flags
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan, ShardResult
+    from pipeline.plan import Plan, ShardResult, ShardSpec
     from pipeline.store.storage import Store
 
 SHOWN = 50  # shards named of each kind
+ALL, SOME = 10_000, 1_000  # ledger entries that are read, at most; of more shards
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,20 +40,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(args.archive)
     plan = layout.read_plan(store)
     specs = table.read_listing(store.get(layout.LISTING))
+    committed = commit.committed_ids(store)
+    done = [spec for spec in specs if spec.shard_id in committed]
+    marked = committed.intersection(layout.ids(store, "damaged/"))
+    read = done if args.exact or len(done) <= ALL else some(done)
+    wanted, counted = marked | {s.shard_id for s in read}, {s.shard_id for s in read}
     totals, damaged = Totals(), list[str]()
-    for result in ledger(store, specs, commit.committed_ids(store)):
-        totals.add(result)
+    for result in ledger(store, done, wanted):
+        if result.shard_id in counted:
+            totals.add(result)
         if result.outcome != "done":
             damaged.append(f"damaged: {result.url}: {'; '.join(result.damage)}")
     quarantined = commit.quarantined(store)
-    lines = [shards(store, len(specs), totals.shards, len(damaged), len(quarantined))]
-    lines += content(plan, totals)
+    lines = [shards(store, len(specs), len(done), len(damaged), len(quarantined))]
+    lines += content(plan, totals, done)
     reasons = damaged + [f"quarantined: {q.url}: {q.reason}" for q in quarantined.values()]
     lines += reasons[:SHOWN]
     if len(reasons) > SHOWN:
         lines.append(f"and {len(reasons) - SHOWN} more; jobs.verify names them all")
     sys.stdout.write("\n".join(lines + last_run(store)) + "\n")
-    return common.OK if totals.shards == len(specs) and not damaged else common.INCOMPLETE
+    return common.OK if len(done) == len(specs) and not damaged else common.INCOMPLETE
+
+
+def some(done: Sequence[ShardSpec]) -> list[ShardSpec]:
+    """Shards drawn at random, the same ones each time: what comes back every so many shards is not
+    missed, as it would be by steps."""
+    return random.Random(len(done)).sample(done, SOME)
 
 
 @dataclass
@@ -75,6 +92,17 @@ class Totals:
         for kind, count in result.dropped.items():
             self.dropped[kind] = self.dropped.get(kind, 0) + count
 
+    def scale(self, factor: float) -> None:
+        """From some shards to all, in four figures."""
+        for name in ("table_bytes", "code_bytes", "pixels"):
+            setattr(self, name, _rounded(factor * getattr(self, name)))
+        for counts in (self.rows, self.dropped):
+            counts.update({name: _rounded(factor * count) for name, count in counts.items()})
+
+
+def _rounded(count: float) -> int:
+    return int(f"{float(f'{count:.4g}'):.0f}")
+
 
 def shards(store: Store, listed: int, committed: int, damaged: int, quarantined: int) -> str:
     """Shards by what became of them."""
@@ -84,8 +112,13 @@ def shards(store: Store, listed: int, committed: int, damaged: int, quarantined:
     )
 
 
-def content(plan: Plan, totals: Totals) -> list[str]:
-    """Images by status, bytes, and the rate."""
+def content(plan: Plan, totals: Totals, done: Sequence[ShardSpec]) -> list[str]:
+    """Images by status, bytes, and the rate, of all that are ``done``; where only some were read,
+    in proportion to the bytes of their sources."""
+    source, note = sum(spec.size for spec in done), ""
+    if totals.shards < len(done):
+        totals.scale(source / max(totals.source_size, 1))
+        note = f"about, from {totals.shards:,} of the shards (--exact reads all): "
     counts = ", ".join(f"{n:,} {s}" for s, n in sorted(totals.rows.items())) or "none"
     pixels = totals.pixels
     bpp = f"{8 * totals.code_bytes / pixels:.4f} bpp" if pixels else "no rate yet"
@@ -93,8 +126,8 @@ def content(plan: Plan, totals: Totals) -> list[str]:
 
     lost = losses.in_words(totals.dropped, plan.icc)
     return [
-        f"images: {counts}" + (f"; not held: {lost}" if lost else ""),
-        f"{totals.source_size:,} bytes of source, {totals.table_bytes:,} of tables, "
+        f"images: {note}{counts}" + (f"; not held: {lost}" if lost else ""),
+        f"{source:,} bytes of source, {totals.table_bytes:,} of tables, "
         f"{totals.code_bytes:,} of codes in them, {bpp}",
         f"model {plan.model[:16]}, quality {plan.quality}",
     ]
@@ -115,6 +148,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = flags.parser_of("status", __doc__)
     flags.add_archive_flag(parser)
+    parser.add_argument(
+        "--exact", action="store_true",
+        help=f"read every ledger entry, also of more than {ALL:,} shards",
+    )  # fmt: skip
     return flags.parse(parser, argv)
 
 

@@ -23,7 +23,7 @@ from jobs import common, decode, finish, plan, status, verify
 from pipeline.archive import commit, layout
 from pipeline.archive.table import BadTable
 from pipeline.out import names
-from pipeline.plan import PlanMismatch
+from pipeline.plan import PlanMismatch, ShardResult
 from pipeline.store.storage import NotFound, Store
 from pipeline.work import decoder
 from tests.archives import Archive, begin, committed, encoded, shard
@@ -157,6 +157,42 @@ def test_a_damaged_shard_is_in_the_manifest_and_named(
     assert run(status.main, archive) == common.INCOMPLETE
     text = capsys.readouterr().out
     assert "0 done, 1 damaged" in text and "truncated" in text
+
+
+def test_status_of_many_shards_reads_some_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sources of two sizes, and images and bytes in proportion to them; the last is damaged."""
+    inputs = [tmp_path / f"{number:03}.tar" for number in range(60)]
+    for number, path in enumerate(inputs):
+        path.write_bytes(bytes(1000 * (1 + number % 2)))
+    archive = begin(tmp_path / "archive", inputs)
+    for spec in archive.specs[:50]:
+        images, last = spec.size // 100, spec is archive.specs[49]
+        result = ShardResult(
+            spec.shard_id, spec.url, spec.size, spec.etag, "damaged" if last else "done",
+            {"ok": images, "decode_error": images // 10}, 1000 * images, 10 * images,
+            table_bytes=20 * images, damage=("truncated",) if last else (),
+        )  # fmt: skip
+        archive.store.put(layout.ledger_name(spec.shard_id), result.to_json())
+        if last:
+            archive.store.put(layout.damaged_name(spec.shard_id), b"{}")
+    read: list[str] = []
+    get = type(archive.store).get
+    monkeypatch.setattr(
+        type(archive.store), "get", lambda store, name: read.append(name) or get(store, name)
+    )
+    monkeypatch.setattr(status, "ALL", 20)
+    monkeypatch.setattr(status, "SOME", 8)
+    sums = "750 ok", "75,000 bytes of source, 15,000 of tables, 7,500 of codes in them, 0.0800 bpp"
+    for exact, entries in ([], range(8, 10)), (["--exact"], range(50, 51)):
+        read.clear()
+        assert run(status.main, archive, *exact) == common.INCOMPLETE
+        text = capsys.readouterr().out
+        assert sum(name.startswith("ledger/") for name in read) in entries
+        assert "60 shards: 49 done, 1 damaged, 0 quarantined, 10 left" in text
+        assert all(part in text for part in sums) and "damaged: " in text and "truncated" in text
+        assert ("about, from 8 of the shards (--exact reads all): " in text) is (exact == [])
 
 
 def test_status_shows_the_last_run(archive: Archive, capsys: pytest.CaptureFixture[str]) -> None:
