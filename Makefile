@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	@echo "Creating $(VENV) with every dependency (1.7 GB, about two minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --upgrade pip
-	@$(PY) -m pip install --quiet $(TORCH) -e '.[dev,eval]'
+	@$(PY) -m pip install --quiet $(TORCH) -e '.[dev,eval,perceptual]'
 	@touch $@
 
 setup: $(STAMP)  ## create the virtual environment

@@ -211,6 +211,10 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="DIR", help="JSON, CSV and a page go there")
     parser.add_argument("--rates", action="store_true", help="what the entropy model saves instead")
+    parser.add_argument(
+        "--perceptual", choices=("texture", "features"),
+        help="realism at equal bytes instead: without a network, or with EfficientNet-lite0 too",
+    )  # fmt: skip
     parser.add_argument("--fast", action="store_true", help="fewer stages")
     _weights_flag(parser)
     _run_flags(parser, "pqmim.evaluation.command:evaluate")

@@ -2,6 +2,7 @@
 
     pqmim eval kodak/ --published default --output rd/     tables, JSON, CSV and a page with plots
     pqmim eval kodak/ --rates                              what the entropy model saves
+    pqmim eval kodak/ --perceptual texture                 realism beside others, at equal bytes
 
 The tables go to stdout, progress to stderr.  24 images of 768 x 512 take about a quarter of an hour
 on two cores, most of it our codec's and AVIF's encoding.
@@ -13,13 +14,14 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from pqmim import metrics
 from pqmim.codec import Codec
 from pqmim.coding import schedule
-from pqmim.evaluation import coders, published, rate, rd, report
+from pqmim.evaluation import coders, features, perceptual, published, rate, rd, report
 from pqmim.evaluation.coders import OperatingPoint
 from pqmim.meter import Meter
 
@@ -33,7 +35,7 @@ def evaluate(args: argparse.Namespace) -> int:
     asked = [_point(text) for text in args.quality or ()]
     known = published.load(args.published) if args.published else None
     paths = rd.image_paths(args.folder)
-    if args.output:
+    if args.output and not args.perceptual:
         _needs_matplotlib()
     codec = Codec.load(args.weights, args.device)
     plan = schedule.FAST_PLAN if args.fast else schedule.DEFAULT_PLAN
@@ -44,6 +46,8 @@ def evaluate(args: argparse.Namespace) -> int:
         sys.stdout.write(rate.table(results))
         return 0
     ours = coders.Model(codec, points, plan)
+    if args.perceptual:
+        return _perceptual(args, ours, others, paths)
     used: list[coders.Coder] = [ours, *others]
     meter = Meter("eval", None, "files", quiet=args.quiet)
     samples = rd.measure(used, paths, lambda text: meter.show(0, text))
@@ -63,6 +67,21 @@ def evaluate(args: argparse.Namespace) -> int:
         html = page.render(curves, known, comparisons, shown, notes)
         (args.output / PAGE).write_text(html, encoding="utf-8")
         sys.stdout.write(f"{args.output / PAGE}\n")
+    return 0
+
+
+def _perceptual(
+    args: argparse.Namespace, ours: coders.Model, others: Sequence[coders.Pillow],
+    paths: Sequence[Path],
+) -> int:  # fmt: skip
+    """What --perceptual measures, printed and, with --output, written."""
+    network = features.Network() if args.perceptual == "features" else None
+    meter = Meter("eval", None, "files", quiet=args.quiet)
+    rows = perceptual.measure([ours], others, paths, network, lambda text: meter.show(0, text))
+    meter.close()
+    sys.stdout.write(perceptual.table(rows))
+    if args.output:
+        sys.stdout.write(f"{perceptual.write(rows, args.output)}\n")
     return 0
 
 
