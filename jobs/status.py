@@ -141,7 +141,9 @@ def last_run(store: Store) -> list[str]:
     if not names:
         return ["no run has ended yet"]
     name = max(names)  # run ids begin with the time
-    return [f"last run, {name.split('/')[1]}:", report.text(json.loads(store.get(name)))]
+    summary = json.loads(store.get(name))
+    when = f" as it was at {summary['as_of']}" if summary["state"] == "running" else ""
+    return [f"last run, {name.split('/')[1]}{when}:", report.text(summary)]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -16,12 +16,10 @@ from pipeline.archive import commit, layout, resume, table
 from pipeline.driver import policy, report, run
 from pipeline.driver.fleet import IN_FLIGHT
 from pipeline.driver.pace import Limits
-from pipeline.observe import page
-from pipeline.observe.history import History
-from pipeline.observe.page import About
+from pipeline.observe.keeper import Keeper
 from pipeline.plan import Plan, PlanMismatch, Resources, ShardSpec, listing_digest
 from pipeline.store import shard_names
-from pipeline.store.storage import StorageError, Store
+from pipeline.store.storage import Store
 from pqmim import checkpoint
 from pqmim.coding.schedule import DEFAULT_PRICE
 
@@ -150,12 +148,12 @@ def work_off(
     progress.set_aside = len(left.quarantined)
     progress.encodes = getattr(work, "__name__", "") == "encode_shard"
     progress.run, state, message = common.run_id(), "interrupted", ""
-    history = History()
-    progress.watchers.append(history)
+    progress.resources = resources
+    keeper = Keeper(store, plan, progress)
     try:
         if left.todo:
             with logs.run(progress.run):
-                resources = drive(
+                drive(
                     plan, left.todo, store, store, progress, resources, work, max_bad_images, limits
                 )
         state = "complete"
@@ -164,41 +162,28 @@ def work_off(
         if progress.first_work is None:
             raise common.UsageError(message) from stop
     finally:
-        summary = progress.summary(plan, resources, state)
-        about = About(progress.run, store.root, message)
-        _save(store, progress.run, summary, page.render(summary, history, plan, about))
+        summary = keeper.keep(state, message)
     sys.stdout.write(report.text(summary) + "\n" + (f"stopped: {message}\n" if message else ""))
     bad = progress.damaged or progress.quarantined or left.quarantined
     return common.OK if state == "complete" and not bad else common.INCOMPLETE
-
-
-def _save(store: Store, name: str, summary: dict[str, object], html: str) -> None:
-    """Keep the summary and its page; a store that is dead by then must not hide how the run
-    ended."""
-    try:
-        report.save(store, name, summary)
-        store.put(f"runs/{name}/report.html", html.encode())
-        log.info("a page of this run: %s", store.url(f"runs/{name}/report.html"))
-    except StorageError as error:
-        log.warning("the summary of this run could not be kept: %s", error)
 
 
 def drive(
     plan: Plan, todo: Sequence[ShardSpec], store: Store, own: Store, progress: report.Progress,
     resources: Resources, work: Work, max_bad_images: float = 1.0,
     limits: Limits = Limits(),  # noqa: B008, frozen
-) -> Resources:  # fmt: skip
+) -> None:  # fmt: skip
     """Run the replicas over what is left, and end them whatever happens; shards that are given up
-    are kept in ``own``.  Gives the resources with the device that was found."""
+    are kept in ``own``."""
     queues = 2 * IN_FLIGHT * resources.queue_bytes  # images as files and as pixels
     limits = replace(limits, rss_growth_bytes=limits.rss_growth_bytes + queues)
     progress.run = progress.run or common.run_id()
     progress.meter = common.meter("progress", progress.bytes_left)
     try:
         with open_pool(store, plan, resources, work) as (pool, found):
+            progress.resources = found
             progress.watchers += exporters(found, progress)
             log.info("starting %d replicas: each loads the model and tries it", found.replicas)
             run.run(todo, pool, own, progress, max_bad_images, found.replicas, limits)
-            return found
     finally:
         progress.end()

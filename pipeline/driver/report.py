@@ -7,7 +7,6 @@ overlap.  ``of_limit`` is explained in ``pipeline.driver.limit``.
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from pipeline.driver.fleet import Fleet
 from pipeline.driver.limit import NAMES, Limit, Verdict
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec, Status
 from pipeline.signals import Counts
-from pipeline.store.storage import Store
 from pqmim.meter import Meter
 
 K = TypeVar("K")
@@ -81,6 +79,7 @@ class Progress:
     limit: Limit = field(default_factory=Limit)
     encodes: bool = True  # pictures, so that the limit of a replica means something
     run: str = ""  # id of the submission
+    resources: Resources = Resources()  # that it has
     meter: Meter | None = None
     watchers: list[Watcher] = field(default_factory=list)
     flying: Counts = Counts()  # of the shards in flight
@@ -202,15 +201,13 @@ class Progress:
             return None
         return self.limit.verdict(self.pixels, self.seconds, self.cpu, now)
 
-    def _advice(self, held: Verdict, resources: Resources, plan: Plan) -> str:
-        return advise(held, self.seconds, self.cpu, resources, plan, self.work_s)
-
-    def summary(self, plan: Plan, resources: Resources, state: str) -> dict[str, object]:
+    def summary(self, plan: Plan, state: str) -> dict[str, object]:
         """The record of this submission, ``runs/<run_id>/summary.json``."""
         mpx_s = self.pixels / 1e6 / self.work_s if self.done else 0.0
         held = self.verdict(self.last_done) if self.done else None
         return {
             "state": state,
+            "as_of": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "images": self.images,
             "images_per_s": self.images / self.work_s if self.done else 0.0,
             "megapixels_per_s": mpx_s,
@@ -219,7 +216,8 @@ class Progress:
             "alone_s": held and held.parts,
             "busy": held and held.busy,
             "replica_s": held and held.replica_s,
-            "advice": held and self._advice(held, resources, plan),
+            "advice": held
+            and advise(held, self.seconds, self.cpu, self.resources, plan, self.work_s),
             "bpp": self.bpp,
             "rows": self.rows,
             "seconds": self.seconds,
@@ -243,16 +241,11 @@ class Progress:
             "second_copies": self.second_copies,
             "replicas_lost": self.replicas_lost,
             "rss_bytes": self.rss_bytes,
-            "replicas": resources.replicas,
-            "device": resources.device,
+            "replicas": self.resources.replicas,
+            "device": self.resources.device,
             "model": plan.model,
             "quality": plan.quality,
         }
-
-
-def save(store: Store, run_id: str, summary: dict[str, object]) -> None:
-    """Write the summary into the archive."""
-    store.put(f"runs/{run_id}/summary.json", (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def text(summary: dict[str, object]) -> str:

@@ -40,7 +40,8 @@ def summary(
         "s", "/in/s.tar", 1000, "e", "done", {"ok": 10}, MPX, 100, seconds=took, cpu=cpu
     )
     progress.shard_done(result, BEGIN + seconds, seconds)
-    return progress.summary(plan, resources, "complete")
+    progress.resources = resources
+    return progress.summary(plan, "complete")
 
 
 def on_cpu(replicas: int = 2, **more: Any) -> Resources:
@@ -136,5 +137,5 @@ def test_a_short_run_says_that_it_is_short() -> None:
 
 
 def test_a_run_that_encodes_nothing_gives_no_advice() -> None:
-    found = Progress(1).summary(plan(), on_cpu(), "interrupted")
+    found = Progress(1).summary(plan(), "interrupted")
     assert found["advice"] is None and "to go faster" not in report.text(found)

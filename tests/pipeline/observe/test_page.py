@@ -14,7 +14,7 @@ from pipeline.driver.fleet import Fleet
 from pipeline.driver.report import Progress
 from pipeline.observe import charts, history, page
 from pipeline.observe.history import POINTS, SLOWEST, Bad, History, Point
-from pipeline.plan import Plan, Resources, ShardResult
+from pipeline.plan import Plan, ShardResult
 from pipeline.signals import MOST_STEPS, Counts, Glance
 from pipeline.store.storage import Store
 from tests.examples.test_page import Page
@@ -84,7 +84,7 @@ def test_the_verdict_the_counts_and_what_went_wrong_are_said() -> None:
 
 def test_a_run_that_did_nothing_has_a_page() -> None:
     progress = Progress(4, done_before=4)
-    summary = progress.summary(plan(), Resources(), "stopped")
+    summary = progress.summary(plan(), "stopped")
     about = page.About("run-1", "/out", "all images are bad; check --image-key")
     shown = Page(page.render(summary, History(), plan(), about))
     assert shown.open == [] and about.message in shown.text and shown.attributes("svg") == []
