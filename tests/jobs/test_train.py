@@ -147,6 +147,7 @@ def work(rank: int, port: int, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_workers_hold_the_same_weights_after_different_batches(tmp_path):
     from tests.conftest import free_ports
 

@@ -89,6 +89,7 @@ DAMAGE = {"empty": lambda data: b"", "cut": lambda data: data[: len(data) // 2],
           "zeros": lambda data: bytes(len(data))}  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "damage"), [
     ("nbi", "empty"), ("nbc", "cut"), ("nbi", "zeros"),
 ])  # fmt: skip

@@ -100,6 +100,7 @@ def test_other_kernels_give_the_golden_integers(
     assert {k: other_processes[mode][k] for k in GOLDEN} == GOLDEN
 
 
+@pytest.mark.long
 def test_negative_control_the_float_form_differs_between_kernels(
     here: dict[str, str], other_processes: dict[str, dict[str, str]]
 ) -> None:
