@@ -97,9 +97,9 @@ def patches(pixels: Tensor) -> Iterator[Tensor]:
 def frechet(a: Features, b: Features) -> float:
     """FD of two sets of features.
 
-    The trace of (AB)^1/2 is the sum of the singular values of XY', X and Y the centred features over
-    the root of their numbers less one, which may be replaced by their triangular factors: exact, and
-    no covariance is ever rooted.
+    The trace of (AB)^1/2 is the sum of the singular values of XY', X and Y the centred features
+    over the root of their numbers less one, which may be replaced by their triangular factors: so
+    it is exact, and no covariance is ever rooted.
 
     Raises:
         ValueError: fewer than two features of one set.
