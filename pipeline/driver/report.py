@@ -22,6 +22,7 @@ from pqmim.meter import Meter
 
 K = TypeVar("K")
 N = TypeVar("N", int, float)
+LOOK_S = 0.5  # between two looks of who watches
 RECENT_S = 60.0  # that the rate in the forecast is taken over, at least
 
 
@@ -35,7 +36,7 @@ class Watcher(Protocol):
         """A shard is quarantined."""
 
     def look(self, progress: Progress, fleet: Fleet, wanted: int, now: float) -> None:
-        """Called several times a second; ``wanted``: replicas."""
+        """Called twice a second; ``wanted``: replicas."""
 
     def end(self, progress: Progress, now: float) -> None:
         """The run is over."""
@@ -83,6 +84,7 @@ class Progress:
     meter: Meter | None = None
     watchers: list[Watcher] = field(default_factory=list)
     flying: Counts = Counts()  # of the shards in flight
+    _look_at: float = 0.0
     _past: deque[tuple[float, int]] = field(default_factory=deque)  # when, and bytes done by then
 
     def shard_done(self, result: ShardResult, now: float, seconds: float) -> None:
@@ -145,7 +147,10 @@ class Progress:
         self.flying = Counts(*(total - old + new for total, old, new in pairs))
 
     def look(self, fleet: Fleet, wanted: int, now: float) -> None:
-        """Replicas have what they can get: tell who watches; ``wanted``: replicas."""
+        """Replicas have what they can get: tell who watches, every LOOK_S; ``wanted``: replicas."""
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
         self.limit.idle(fleet.starved, now)
         for watcher in self.watchers:
             watcher.look(self, fleet, wanted, now)
