@@ -108,7 +108,7 @@ def frechet(a: Features, b: Features) -> float:
         raise ValueError("a Fréchet distance takes two patches of 256 x 256 or more")
     x, y = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (a, b))
     shift = np.square(a.mean(0) - b.mean(0)).sum()
-    x, y = (np.linalg.qr(f, mode="r") if len(f) > f.shape[1] else f for f in (x, y))
+    x, y = (np.linalg.qr(f)[1] if len(f) > f.shape[1] else f for f in (x, y))
     root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     return float(max(0.0, shift + np.square(x).sum() + np.square(y).sum() - 2 * root))
 
