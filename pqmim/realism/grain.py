@@ -32,7 +32,7 @@ TAPS = ((-2, 1 / 16), (-1, 4 / 16), (0, 6 / 16), (1, 4 / 16), (2, 1 / 16))  # a 
 MIDDLE, SPREAD = 510.0, np.sqrt(4 * (256**2 - 1) / 12)  # of the sum of four bytes
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 ROUNDING = 1 / 12  # squared levels that 8 bits make of any plane
-STRENGTH = 0.5  # costs 0.7 to 0.8 dB on Kodak (docs/log.md)
+STRENGTH = 0.5  # costs 0.6 to 0.8 dB on Kodak (docs/log.md)
 
 Plane = NDArray[np.float32]  # [H, W]
 Cells = NDArray[np.float64]  # [h, w], or [S, h, w]: one number a position of the codes
