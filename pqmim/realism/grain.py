@@ -8,8 +8,9 @@ A decoder that was trained on squared error shows the mean of all pictures that 
 which is smoother than any of them.  What is missing has the power of the error, and that follows
 from what is known of the place: texture was where many codes say something and where the bands that
 were kept are strong.  ``Shape`` says how, in a few numbers that were fitted on photographs
-(``pqmim/realism/fit.py``, ``python -m benchmarks.grain``).  The phases are lost, so noise stands
-for them, as in AV1's film grain (Norkin and Birkbeck 2018), but shaped by the codes, at no bits.
+(``pqmim/realism/fit.py``, ``python -m pqmim.training.grain``).  The phases are lost, so that noise
+stands for them, as in AV1's film grain (Norkin and Birkbeck 2018), but shaped by the codes, at no
+bits.
 
 At strength s the grain has s^2 of the power that such places typically miss, so that the squared
 error grows by a factor below 1 + s^2.  Equal codes give equal grain: the noise is seeded by them
@@ -214,7 +215,7 @@ def _spread(cells: Cells, size: tuple[int, ...], stride: int) -> Plane:
     return cells.astype(np.float32)
 
 
-SHAPE = Shape((  # weights 8245a25b, python -m benchmarks.grain train-000006.tar
+SHAPE = Shape((  # weights 8245a25b, python -m pqmim.training.grain train-000006.tar
     (8.9503, 0.0926, -3.7625, 0.4268, -0.6436, 0.9258, 0.7487,
      -0.1118, 0.6493, -0.0035, -0.0373, -0.0029, -0.1056),
     (5.695, -0.0393, -2.2669, -0.133, -0.0953, 1.2172, 0.1305,

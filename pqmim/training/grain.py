@@ -1,6 +1,6 @@
 """Fits the shape of grain on photographs, and says what it explains of others.
 
-    python -m benchmarks.grain train-000006.tar --pictures 60
+    python -m pqmim.training.grain train-000006.tar --pictures 60
 
 A crop of 256 x 256 of each photograph at three prices of a bit; every third one is held out, then
 the shape that is printed is fitted on all: it is what ``pqmim/realism/grain.py`` ends with.
