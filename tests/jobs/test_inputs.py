@@ -277,14 +277,18 @@ def test_sizes_of_nothing_are_refused(flag, model, tmp_path, capsys):
 def test_a_store_that_is_dead_at_the_end_does_not_hide_how_the_run_ended(
     model, tmp_path, monkeypatch, caplog
 ):
-    def dead(*_: object) -> None:
-        raise TransientStorage("no answer")
+    put = Store.put
+
+    def dead(store: Store, name: str, data: bytes) -> None:
+        if name.startswith("runs/"):
+            raise TransientStorage("no answer")
+        put(store, name, data)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     shard(tmp_path / "in/a.tar")
-    monkeypatch.setattr(work.report, "save", dead)
+    monkeypatch.setattr(Store, "put", dead)
     with monkeypatch.context() as patch:
         patch.setattr(work, "drive", interrupted)
         assert run(model, tmp_path / "in", tmp_path / "out") == common.INTERRUPTED
