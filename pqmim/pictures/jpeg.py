@@ -28,10 +28,17 @@ import simplejpeg
 from PIL import JpegImagePlugin
 
 from pqmim.pictures import colour, ifd
-from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Rules, check_size, doubt
+from pqmim.pictures.picture import (
+    PILLOW_ERRORS,
+    BadPicture,
+    Decoded,
+    Picture,
+    Rules,
+    check_size,
+    doubt,
+)
 from pqmim.pictures.segments import (
     BARE,
-    END,
     EOI,
     FRAMES,
     GAIN_MAP,
@@ -66,8 +73,6 @@ def decode(data: bytes, rules: Rules) -> Decoded:
         raise BadPicture("JPEG: two frame headers that do not agree")
     if said := unsent(data, header.frame, header.scan):
         raise BadPicture(f"JPEG: {said}")
-    if header.components == 3 and header.bare and data.endswith(END):
-        return Decoded(pixels, (), notes)  # as most are: nothing else can be said of it
     if mode == "CMYK":  # Adobe's convention, which all CMYK JPEG follows: 255 is no ink
         np.subtract(255, pixels, out=pixels)
     profile, problem = _profile(header)
@@ -79,6 +84,22 @@ def decode(data: bytes, rules: Rules) -> Decoded:
     dropped += _others(data, header)
     turn = ifd.orientation(header.exif, header.xmp) if header.exif or header.xmp else 1
     return Decoded(pixels, dropped, (*notes, *problem, *of_profile), turn)
+
+
+def of_plain(data: bytes, height: int, width: int, rules: Rules) -> Picture | None:
+    """The pixels of what :func:`pqmim.pictures.segments.plain` has found, None if libjpeg has
+    something to say of them.
+
+    Raises:
+        BadPicture: for its size.
+    """
+    check_size(width, height, rules)
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data)
+    except (ValueError, KeyError):
+        return None
+    same = pixels.shape[0] == height and pixels.shape[1] == width
+    return Picture(pixels.transpose(2, 0, 1)) if same else None
 
 
 def strict(data: bytes, mode: str = "RGB") -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFile
 
-from pqmim.pictures import jpeg, raster
+from pqmim.pictures import jpeg, raster, segments
 from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture, Decoded, Picture, Rules
 
 # Peak memory of decode and of padding the picture, measured at 16 megapixels: JPEG 12.0 to 13.0,
@@ -24,6 +24,10 @@ def read(data: bytes, rules: Rules = DEFAULT) -> Picture:
     Raises:
         BadPicture: its ``status`` says whether the size or the file is at fault.
     """
+    if (size := segments.plain(data)) is not None:
+        picture = jpeg.of_plain(data, *size, rules)
+        if picture is not None:
+            return picture
     if not data:
         raise BadPicture("empty file")
     return _finished((jpeg if is_jpeg(data) else raster).decode(data, rules))

@@ -21,6 +21,7 @@ import numpy as np
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0-15 without DHT, JPG, DAC
+SEQUENTIAL = 0xC1  # the last frame marker of Huffman codes in one pass
 BARE = {0x01, SOI, EOI, *range(0xD0, 0xD8)}  # markers without a length
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
 GAIN_MAP = re.compile(rb"hdrgm:|hdrgainmap|iso:ts:21496", re.IGNORECASE)
@@ -35,6 +36,7 @@ KINDS = bytes(
     for marker in range(256)
 )  # fmt: skip
 _MARKER_AND_LENGTH = struct.Struct(">BBH").unpack_from
+_HEIGHT_WIDTH_COMPONENTS = struct.Struct(">xHHB").unpack_from  # of a frame header's parameters
 SCAN, END = b"\xff\xda", b"\xff\xd9"
 PIECE = 1 << 17  # bytes that are searched at once
 _SOI = np.uint16(0xD8FF)  # of the beginning of a JPEG, its bytes as a little-endian number
@@ -62,11 +64,6 @@ class Header:
     frame: int = 0  # place of the frame header's marker
     scan: int = 0  # and of the first scan's
 
-    @property
-    def bare(self) -> bool:
-        """Whether no metadata says anything about the pixels."""
-        return not (self.exif or self.xmp or self.icc or self.mpf or self.gain_map)
-
 
 class Segment(NamedTuple):
     """A marker and its parameters: data[start:end] with the marker, body from ``body`` on."""
@@ -90,6 +87,31 @@ def next_segment(data: bytes, at: int) -> Segment | None:
         return Segment(marker, body - 2, body, body)
     length = int.from_bytes(data[body : body + 2], "big")
     return None if length < 2 else Segment(marker, body - 2, body + 2, body + length)
+
+
+def plain(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG of three colours in one sequential scan that ends with the file
+    and has neither EXIF, XMP, profile nor second picture: all is said by its pixels.  None of any
+    other, of which :func:`read_header` and the rest of this module say what there is.
+
+    Most pictures of a data set are such, and small: between two decodings Python's own code is out
+    of the processor's caches, so what counts is how little of it is run.
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] != END:
+        return None
+    at, size = 2, None
+    try:
+        while True:
+            first, marker, length = _MARKER_AND_LENGTH(data, at)
+            kind = KINDS[marker] if first == 0xFF and length > 1 else ODD
+            if kind == FRAME and size is None and marker <= SEQUENTIAL and length > 7:
+                height, width, components = _HEIGHT_WIDTH_COMPONENTS(data, at + 4)
+                size = (height, width) if components == 3 else None
+            elif kind != PASSED:
+                return size if kind == ENDS and data[at + 4] >= 3 else None
+            at += length + 2
+    except (struct.error, IndexError):
+        return None
 
 
 def read_header(data: bytes) -> Header:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from pqmim.pictures import jpeg as long_way
+from pqmim.pictures import segments
 from pqmim.pictures.picture import BadPicture, Picture, Rules
-from pqmim.pictures.read import read
+from pqmim.pictures.read import _finished, read
 from tests.corpus import jpeg, pixels
 from tests.picture_files import P3, icc
+from tests.properties import examples
 
 EOI = b"\xff\xd9"
 OWN_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -287,3 +291,33 @@ def test_display_p3_in_two_parts():
     whole = before_tables(jpeg(64, 48), part(1, 1, profile))
     assert read(data).dropped == ("icc",) and same(read(data), read(whole))
     assert not same(read(data), read(jpeg(64, 48)))
+
+
+def outcome(call: Callable[[], Picture]) -> tuple[object, ...]:
+    """What a way of reading gives, or what it says."""
+    try:
+        found = call()
+    except BadPicture as error:
+        return str(error), error.status
+    return found.pixels.tobytes(), found.pixels.shape, found.dropped, found.note
+
+
+def test_the_short_way_of_plain_files_says_what_the_long_way_says() -> None:
+    """Of files as they are, and with any byte of the header changed."""
+    random, short = np.random.default_rng(0), 0
+    for options in ({}, {"subsampling": 0}, {"optimize": True}, {"restart_marker_blocks": 2},
+                    {"progressive": True}, {"exif": b"Exif\0\0"}, {"comment": b"x"}):  # fmt: skip
+        buffer = io.BytesIO()
+        Image.fromarray(pixels(40, 56)).save(buffer, "JPEG", **options)
+        whole = buffer.getvalue()
+        short += segments.plain(whole) is not None
+        scan = segments.read_header(whole).scan
+        for number in range(examples(600)):
+            data = bytearray(whole)
+            if number:
+                data[random.integers(2, scan + 14)] = random.integers(0, 256)
+            for rules in (Rules(), Rules(strict=True, max_pixels=2000)):
+                one = outcome(lambda d=bytes(data), r=rules: read(d, r))
+                other = outcome(lambda d=bytes(data), r=rules: _finished(long_way.decode(d, r)))
+                assert one == other, (options, number)
+    assert short == 5  # all but the progressive one and the one with EXIF
