@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pqmim.coding import payloads, schedule
@@ -228,14 +228,6 @@ class PriorState(State):
         self.model.load_state_dict(self.average.state_dict())
         self.powers = self.calibrated(windows)
 
-    def descend(self, loss: Tensor) -> Tensor:
-        """One step of the optimiser down a loss; the norm of the gradient."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return norm
-
 
 def loss_bits(prior: Prior, powers: Powers | None, batch: Batch) -> Tensor:
     """Mean code length of the masked cells in bits; through the integers if given ``powers``."""
@@ -264,19 +256,21 @@ class Trainer(PriorState):
         self.set_rates(lr)
         loss = loss_bits(self.model, self.powers, batch)
         norm = self.descend(loss)
-        towards(self.average.parameters(), self.model.parameters(), self.average_rate)
+        towards(self.average.parameters(), self.model.parameters(), self.rate)
         self.step += 1
         return {"bits": float(loss.detach()), "norm": float(norm), "lr": lr}
 
-    def some_windows(self, images: Sequence[Codes]) -> list[tuple[Tensor, Tensor | None]]:
-        """Windows to calibrate with, always the same."""
+    def some_windows(
+        self, images: Sequence[Codes], count: int = CALIBRATED
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Batches of windows to calibrate with, always the same."""
         stream = batches(images, self.recipe, 10**9, self.device)
-        return [(batch.tokens, batch.present) for batch in itertools.islice(stream, CALIBRATED)]
+        return [(batch.tokens, batch.present) for batch in itertools.islice(stream, count)]
 
 
 def validate(trainer: Trainer, held_out: Sequence[Codes]) -> dict[str, float]:
     """Bits per code of held-out images with the real stages, through the exact frequencies."""
-    powers = trainer.powers or trainer.calibrated(trainer.some_windows(held_out)[:4])
+    powers = trainer.powers or trainer.calibrated(trainer.some_windows(held_out, 4))
     checkpoint = export(trainer.average, copy.deepcopy(powers))
     model = load.load(checkpoint, trainer.device)
     bits = payloads.bits_per_code(model, held_out, trainer.recipe.plan)

@@ -27,6 +27,7 @@ class State:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.step, self.seconds = 0, 0.0
+        self.rate = torch.tensor(0.5, device=device)  # of the average of the weights, for a graph
 
     @property
     def used(self) -> float:
@@ -39,9 +40,19 @@ class State:
         return 1 - min(self.recipe.weight_average, (1 + self.step) / (10 + self.step))
 
     def set_rates(self, rate: float) -> None:
-        """A learning rate for the next step; each group of the optimiser has its share of it."""
+        """A learning rate for the next step, of which each group of the optimiser has its share,
+        and the rate of the average."""
+        self.rate.fill_(self.average_rate)
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate * group["share"])
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """One step of the optimiser down a loss; the norm of the gradient, before it is clipped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return norm
 
     def state(self) -> dict[str, Any]:
         """Everything, to be saved."""
@@ -85,10 +96,7 @@ def adamw(
 
 
 @torch.no_grad()
-def towards(targets: Iterable[Tensor], values: Iterable[Tensor], rate: Tensor | float) -> None:
-    """Move each target towards its value by a rate; a tensor of one element is not looked at."""
+def towards(targets: Iterable[Tensor], values: Iterable[Tensor], rate: Tensor) -> None:
+    """Move each target towards its value by a rate, a tensor of one element on their device."""
     mine, theirs = list(targets), list(values)
-    if isinstance(rate, Tensor):
-        torch._foreach_lerp_(mine, theirs, [rate.to(t.dtype) for t in mine])
-    else:
-        torch._foreach_lerp_(mine, theirs, rate)
+    torch._foreach_lerp_(mine, theirs, [rate.to(t.dtype) for t in mine])

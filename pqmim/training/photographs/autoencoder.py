@@ -120,7 +120,6 @@ class Trainer(State):
         # Usual errors by price, and by what is kept: all, the first layer, 1, 2-3, 4-7, ... of it.
         kinds = 2 + layers[0].bit_length()
         self.usual = torch.full((levels, kinds), 0.01, device=device)
-        self.rate = torch.tensor(0.5, device=device)  # of the average of the weights
         self.run = Replayed(self._step)
 
     def state(self) -> dict[str, Any]:
@@ -163,7 +162,6 @@ class Trainer(State):
         """One update; [loss, mean squared error, gradient norm], not looked at."""
         recipe, size = self.recipe, self.recipe.batch
         self.set_rates(learning_rate(recipe, self.used))
-        self.rate.fill_(self.average_rate)
         numbers = photos.draw(size, recipe.seed, self.step)
         generator = torch.Generator().manual_seed(recipe.seed * 7919 + self.step)
         kinds = torch.rand(size, 2, generator=generator).to(self.device, non_blocking=True)
@@ -210,10 +208,7 @@ class Trainer(State):
         usual = self.usual[level, column]
         off = self._shown(drift, x)
         loss = ((error + self.recipe.commitment * off) / usual).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        self.optimizer.step()
+        norm = self.descend(loss)
         self.books.follow(codes, seen, dead)
         with torch.no_grad():
             change = USUAL_RATE * (error.detach() - usual)

@@ -88,7 +88,6 @@ class PriorTrainer(PriorState):
     def __init__(self, recipe: PriorRecipe, device: torch.device) -> None:
         super().__init__(recipe, device)
         self.masks = Masks(recipe.model, recipe.batch, recipe.plan, device)
-        self.rate = torch.tensor(0.5, device=device)  # of the average of the weights
         self.run = Replayed(self._step)
 
     def masked(self, corpus: Corpus, seed: int) -> tuple[Masked, Tensor]:
@@ -105,7 +104,6 @@ class PriorTrainer(PriorState):
         """One update; [bits a code, gradient norm], not looked at."""
         recipe = self.recipe
         self.set_rates(self.learning_rate())
-        self.rate.fill_(self.average_rate)
         if self.step % recipe.renew_every == 0:
             corpus.renew()
         masked, _ = self.masked(corpus, recipe.seed * 1_000_003 + self.step)
