@@ -59,13 +59,13 @@ class Network:
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> [B, 1000], the classes of ImageNet."""
-        return self.net((pixels.float() - GREY) / SCALE)
+        return self.net(_normalised(pixels))
 
     @torch.inference_mode()
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """uint8 [B, 3, H, W] -> the outputs of DEPTHS and of the head, [B, c, h, w] each."""
         net: nn.Module = self.net
-        x = net._swish(net._bn0(net._conv_stem((pixels.float() - GREY) / SCALE)))  # type: ignore[operator]
+        x = net._swish(net._bn0(net._conv_stem(_normalised(pixels))))  # type: ignore[operator]
         found = []
         for number, block in enumerate(net._blocks):  # type: ignore[arg-type]
             x = block(x)
@@ -77,11 +77,16 @@ class Network:
         """uint8 [B, 3, 256, 256] -> [B, 1280], the mean over places of the last features."""
         return self.maps(patches)[-1].mean((2, 3)).double().numpy()
 
-    def layers(self, original: Tensor, shown: Tensor) -> float:
-        """The distance `layers` of two uint8 [3, H, W]."""
-        both = self.maps(torch.stack([original, shown]))[:-1]
-        similar = [nn.functional.cosine_similarity(m[:1], m[1:], dim=1).mean() for m in both]
+    def layers(self, original: Tensor | list[Tensor], shown: Tensor) -> float:
+        """The distance `layers` of two uint8 [3, H, W], or of the first one's maps and a second."""
+        first = self.maps(original[None]) if isinstance(original, Tensor) else original
+        pairs = zip(first[:-1], self.maps(shown[None])[:-1], strict=True)
+        similar = [nn.functional.cosine_similarity(a, b, dim=1).mean() for a, b in pairs]
         return float(1 - torch.stack(similar).mean())
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    return (pixels.float() - GREY) / SCALE
 
 
 def patches(pixels: Tensor) -> Iterator[Tensor]:

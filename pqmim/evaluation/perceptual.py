@@ -59,6 +59,14 @@ class _Found:
     pooled: list[Features] = dataclasses.field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """An original, as the network sees it: once, for all that is compared with it."""
+
+    network: Network
+    maps: list[Tensor]
+
+
 def measure(
     ours: Sequence[Model], others: Sequence[Pillow], paths: Sequence[Path],
     network: Network | None, progress: Callable[[str], None],
@@ -74,19 +82,20 @@ def measure(
     found: dict[tuple[str, str], _Found] = {}
     pooled = []
     for number, path in enumerate(paths, 1):
-        image = load_image(path)
+        image, seen = load_image(path), None
         if network is not None:
             pooled.append(features.gathered(network, [image]))
+            seen = _Seen(network, network.maps(image[None]))
         for point in ours[0].points:
             progress(f"{number}/{len(paths)} {path.name} {point}")
             data = ours[0].encode(image, point)
             for model in ours:
                 own = found.setdefault((str(point), model.name), _Found())
-                _note(own, image, model.decode(data), len(data), network)
+                _note(own, image, model.decode(data), len(data), seen)
             for coder in others:
                 own = found.setdefault((str(point), coder.name), _Found())
                 if (file := at_most(coder, image, len(data))) is not None:
-                    _note(own, image, coder.decode(file), len(file), network)
+                    _note(own, image, coder.decode(file), len(file), seen)
     original = np.concatenate(pooled) if pooled else None
     whole = {key: own for key, own in found.items() if len(own.bpps) == len(paths)}
     return [_row(*key, own, original) for key, own in whole.items()]
@@ -108,16 +117,16 @@ def at_most(coder: Pillow, image: Tensor, size: int) -> bytes | None:
     return best
 
 
-def _note(own: _Found, image: Tensor, shown: Tensor, size: int, network: Network | None) -> None:
+def _note(own: _Found, image: Tensor, shown: Tensor, size: int, seen: _Seen | None) -> None:
     a, b = image.numpy(), shown.numpy()
     own.bpps.append(8 * size / image[0].numel())
     own.psnrs.append(metrics.psnr(a, b))
     own.textures.append(texture.texture(a, b))
     errors = (b.astype(np.float64) - a).mean((1, 2))
     own.colours.append(float(errors[np.abs(errors).argmax()]))
-    if network is not None:
-        own.layers.append(network.layers(image, shown))
-        own.pooled.append(features.gathered(network, [shown]))
+    if seen is not None:
+        own.layers.append(seen.network.layers(seen.maps, shown))
+        own.pooled.append(features.gathered(seen.network, [shown]))
 
 
 def _row(point: str, codec: str, own: _Found, original: Features | None) -> Row:
