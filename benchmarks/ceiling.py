@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import itertools
 import sys
 import tarfile
 import tempfile
@@ -30,7 +29,8 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from benchmarks.encode import SHARDS, read
+from benchmarks.encode import SHARDS
+from benchmarks.pictures import files
 from jobs import common
 from pipeline.archive import commit, layout, table
 from pipeline.driver import run as driver
@@ -46,7 +46,6 @@ from pipeline.work.encoder import encode_shard
 from pipeline.work.replica import Clock, Replica
 from pqmim import checkpoint
 from pqmim.codec import Codec
-from pqmim.pictures.read import is_jpeg
 
 SIDE, QUALITY, PER_SHARD, ROUNDS = 256, 16, 400, 3
 REPLICAS = (1, 2, 4, 8)
@@ -88,20 +87,9 @@ class Noted(LocalPool):
         return events
 
 
-def photographs() -> list[bytes]:
-    """The example JPEGs that can be decoded."""
-    members = itertools.chain.from_iterable(read(shard) for shard in SHARDS)
-    found = [d for s in members if (d := s.members.get("jpg")) is not None and is_jpeg(d)]
-    return [data for data in found if bare(data) is not None]
-
-
-def bare(data: bytes) -> np.ndarray | None:
+def bare(data: bytes) -> np.ndarray:
     """Decode and resize, and nothing else."""
-    try:
-        pixels = images.resize(simplejpeg.decode_jpeg(data), SIDE, 1 << 28)
-        return images.crop(pixels, SIDE)
-    except (ValueError, images.BadImage):
-        return None
+    return images.crop(images.resize(simplejpeg.decode_jpeg(data), SIDE, 1 << 28), SIDE)
 
 
 def write_shards(folder: Path, pictures: list[bytes], count: int) -> list[Path]:
@@ -146,7 +134,7 @@ def cpu(call: Callable[[], object]) -> float:
 
 def ceiling(folder: Path, count: int) -> str:
     """Pipeline against decoding and resizing alone."""
-    pictures, weights = photographs(), checkpoint.read("default")
+    pictures, weights = files([str(shard) for shard in SHARDS]), checkpoint.read("default")
     codec = Codec.from_bytes(weights)
     specs = listed(write_shards(folder, pictures, count))
     replica, ours, alone = Null(codec, decode_threads=1), list[float](), list[float]()
