@@ -18,6 +18,7 @@ from pqmim import __version__
 from pqmim.coding import schedule
 from pqmim.commands import files
 from pqmim.completion.rule import Rule
+from pqmim.meter import tell
 
 USAGE, INTERRUPTED = 2, 130  # exit codes; 3: some of many files were not made
 MAX_THREADS = 1024  # PyTorch crashes of many more
@@ -49,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.say("")  # and what is waiting, while an error can still be told
         return code
     except KeyboardInterrupt:
-        errors.tell("pqmim: interrupted")
+        tell("pqmim: interrupted")
         return INTERRUPTED
     except Exception as error:
         text = errors.sentence(error)
         if text is None:
             raise
-        errors.tell(f"pqmim: {text}")
+        tell(f"pqmim: {text}")
         return USAGE
 
 

@@ -22,6 +22,11 @@ def printable(text: str, stream: TextIO) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def tell(text: str) -> None:
+    """A line on standard error, above a progress bar if there is one."""
+    tqdm.write(printable(text, sys.stderr), file=sys.stderr)
+
+
 class Watch:
     """How far a computation is, for whoever asks to be told, by a block and in one thread."""
 

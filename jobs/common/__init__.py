@@ -19,10 +19,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tqdm import tqdm
-
 from pipeline import logs
-from pqmim.meter import Meter, printable
+from pqmim.meter import Meter, tell
 
 log = logging.getLogger(__name__)
 OK, CRASH, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -38,7 +36,7 @@ class _Lines(logging.Handler):
     """Log records on standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(printable(self.format(record), sys.stderr), file=sys.stderr)
+        tell(self.format(record))
 
 
 class _Records(io.StringIO):
@@ -83,7 +81,7 @@ def run(main: Callable[[], int]) -> int:
         if logs.is_json():
             log.error("%s", error)
         else:
-            sys.stderr.write(printable(f"error: {error}\n", sys.stderr))
+            tell(f"error: {error}")
         return USAGE
 
 

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from PIL import Image
-
-from pqmim.meter import printable
-
-
-def tell(text: str) -> None:
-    """A line on standard error, whatever characters it holds."""
-    sys.stderr.write(printable(f"{text}\n", sys.stderr))
 
 
 def device_of(name: str) -> str:

@@ -8,16 +8,14 @@ AVIF), which is said.  Others that Pillow writes make something else of it in si
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from pqmim.commands import files
 from pqmim.commands.files import STDIO, FileError
-from pqmim.meter import printable
+from pqmim.meter import tell
 from pqmim.pictures.picture import PILLOW_ERRORS, BadPicture
 from pqmim.pictures.read import read
 
@@ -74,7 +72,7 @@ def _loss(what: str) -> str:
 
 def note(text: str) -> None:
     """A line for a person, above a progress bar if there is one."""
-    tqdm.write(printable(f"note: {text}", sys.stderr), file=sys.stderr)
+    tell(f"note: {text}")
 
 
 def format_of(name: str) -> str:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqmim.meter import printable
+from pqmim.meter import tell
 
 USAGE = 2  # exit code
 PACKAGES = ("jobs", "pipeline")
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
             return int(importlib.import_module("jobs.common").run(lambda: job.main(argv[1:])))
         error = f"no job {argv[0]!r}; there are {', '.join(names)}"
     if error is not None:
-        sys.stderr.write(printable(f"pqmim jobs: {error}\n", sys.stderr))
+        tell(f"pqmim jobs: {error}")
         return USAGE
     return int(importlib.import_module("jobs.__main__").main())
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from pqmim.commands import errors
 from pqmim.commands.files import STDIO, FileError, Output, naming
-from pqmim.meter import Meter
+from pqmim.meter import Meter, tell
 
 INCOMPLETE = 3  # exit code: some files were not made
 
@@ -81,5 +80,5 @@ def each(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, meter: 
         torch.set_num_threads(threads)
         meter.close()
     if failed:
-        errors.tell(f"pqmim: {failed} of {len(jobs)} files were not made")
+        tell(f"pqmim: {failed} of {len(jobs)} files were not made")
     return INCOMPLETE if failed else 0
