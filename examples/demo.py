@@ -21,6 +21,7 @@ from jobs import common, decode, encode, finish, verify
 from pipeline.archive import commit, layout, losses, table
 from pipeline.out.names import file_name
 from pipeline.plan import Plan, Status
+from pipeline.signals import add
 from pipeline.store.storage import Store
 from pipeline.tars.samples import ShardReader
 from pipeline.work import images
@@ -73,7 +74,7 @@ def build(store: Store, out: Path) -> Path:
     files = [(name, info.size) for name in sorted(store.names("")) if (info := store.info(name))]
     lost = dict[str, int]()
     for entry in commit.entries(store, layout.ids(store, "ledger/")):
-        losses.add(lost, entry.dropped)
+        add(lost, entry.dropped)
     summary, words = json.loads(store.get(max(runs))), losses.in_words(lost, plan.icc)
     return write_page(out, summary, cards, errors, files, words)
 

@@ -3,7 +3,12 @@ way, a Glance with its result, Alone at the replica's beginning."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+K = TypeVar("K")
+N = TypeVar("N", int, float)
 
 BPP_STEP, PSNR_STEP, MOST_STEPS = 0.05, 1.0, 80  # of the histograms; the last step has the rest
 
@@ -37,3 +42,9 @@ class Glance:
     bpp: dict[int, int] = field(default_factory=dict)  # images by steps of bits a pixel
     psnr: dict[int, int] = field(default_factory=dict)  # the same of dB, where it was measured
     errors: tuple[tuple[str, str, str], ...] = ()  # key, status, error of the first bad rows
+
+
+def add(totals: dict[K, N], more: Mapping[K, N]) -> None:
+    """Add up by name."""
+    for name, count in more.items():
+        totals[name] = totals.get(name, 0) + count

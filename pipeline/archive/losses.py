@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.archive.table import Row
 from pipeline.plan import Status
+from pipeline.signals import add
 
 NOTED = "noted"
 _WORDS = {  # kind -> one, many
@@ -37,12 +38,6 @@ def count(rows: Iterable[Row]) -> dict[str, int]:
             add(counts, dict.fromkeys((kind.partition(":")[0] for kind in row.dropped or ()), 1))
             add(counts, {NOTED: 1} if row.noted else {})
     return counts
-
-
-def add(mine: dict[str, int], more: Mapping[str, int]) -> None:
-    """Sums by kind."""
-    for kind, number in more.items():
-        mine[kind] = mine.get(kind, 0) + number
 
 
 def in_words(counts: Mapping[str, int], icc: str) -> str:

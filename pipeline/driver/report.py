@@ -9,19 +9,16 @@ from __future__ import annotations
 import datetime
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from pipeline.driver.advice import advise
 from pipeline.driver.fleet import Fleet
 from pipeline.driver.limit import NAMES, Limit, Verdict
 from pipeline.plan import Plan, Resources, ShardResult, ShardSpec, Status
-from pipeline.signals import Counts
+from pipeline.signals import Counts, add
 from pqmim.meter import Meter
 
-K = TypeVar("K")
-N = TypeVar("N", int, float)
 LOOK_S = 0.5  # between two looks of who watches
 RECENT_S = 60.0  # that the rate in the forecast is taken over, at least
 
@@ -40,12 +37,6 @@ class Watcher(Protocol):
 
     def end(self, progress: Progress, now: float) -> None:
         """The run is over."""
-
-
-def add(totals: dict[K, N], more: Mapping[K, N]) -> None:
-    """Add up by name."""
-    for name, count in more.items():
-        totals[name] = totals.get(name, 0) + count
 
 
 @dataclass

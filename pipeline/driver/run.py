@@ -44,10 +44,10 @@ from pipeline.driver.fleet import (
 from pipeline.driver.missing import Missing
 from pipeline.driver.pace import Limits, Pace
 from pipeline.driver.policy import Action, Stopped
-from pipeline.driver.report import Progress, add
+from pipeline.driver.report import Progress
 from pipeline.driver.waiting import Waiting
 from pipeline.plan import ShardFailure, ShardResult, ShardSpec
-from pipeline.signals import Counts
+from pipeline.signals import Counts, add
 from pipeline.store.storage import Store
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ import heapq
 from dataclasses import dataclass, field
 
 from pipeline.driver.fleet import Fleet
-from pipeline.driver.report import Progress, add
+from pipeline.driver.report import Progress
 from pipeline.plan import ShardResult, ShardSpec
+from pipeline.signals import add
 
 POINTS = 120
 SLOWEST, NAMED = 10, 8  # shards; rows and shards of a kind of failure

@@ -22,6 +22,7 @@ from pipeline.archive import commit, layout, losses, table
 from pipeline.archive.table import BadTable, Row
 from pipeline.plan import Plan, ShardResult, ShardSpec, Status, listing_digest
 from pipeline.proof.verdict import Verdict
+from pipeline.signals import add
 from pipeline.store import storage
 from pipeline.store.storage import AccessDenied, NotFound, StorageError, Store, TransientStorage
 from pipeline.work import images
@@ -178,7 +179,7 @@ def _check_rows(data: bytes, plan: Plan, entry: ShardResult, say: Sayer) -> None
         proved["rows"] += 1
         counts[row.status.value] = counts.get(row.status.value, 0) + 1
         code_bytes += row.payload_bytes
-        losses.add(dropped, losses.count([row]) if plan.has_dropped else {})
+        add(dropped, losses.count([row]) if plan.has_dropped else {})
         if (row.key in keys) != (row.status is Status.DUPLICATE_KEY):
             say(f"key {row.key!r}: status {row.status.value}, {_times(row.key in keys)}")
         keys.add(row.key)
